@@ -1,0 +1,52 @@
+"""How close decoded samples come to real pictures, and what they look like."""
+
+from __future__ import annotations
+
+from vtp.config import ROOT, Params
+from vtp.provenance import entry, open_run
+
+
+def main(params: Params) -> None:
+    with open_run("evaluate_generation", params) as run:
+        import torch
+
+        from vtp import dist, evaluation
+        from vtp.artifacts import load_tensors
+        from vtp.data.latents import load_statistics
+        from vtp.data.shards import Prepared
+        from vtp.engine.loop import autocast
+        from vtp.engine.session import open_track, start
+        from vtp.models.tokenizer import VisualTokenizer
+        from vtp.reporting.pictures import captioned, save_png
+        from vtp.seeding import generator
+
+        device = start(params.run)
+        p = params.evaluate
+        data = Prepared.open(ROOT / "data" / "prepare")
+        tokenizer = VisualTokenizer.from_pretrained(ROOT / "data" / "finetune_decoder").to(device)
+        describe = evaluation.describer(p.features, ROOT / "data" / "train_metric_network", device)
+        mean, std = load_statistics(ROOT / "data" / "extract_latents")
+        made = load_tensors(ROOT / "data" / "sample" / "latents.safetensors")
+        count = len(made["labels"])
+        split = data.train if p.reference == "train" else data.validation
+        if len(split) < count:
+            raise ValueError(
+                f"sample.samples={count}, but evaluate.reference={p.reference} has {len(split)} pictures; take as many of both."
+            )
+        noise = torch.randn(made["latents"].shape, generator=generator(params.seed, "gaussian latents"))
+        with open_track(run, params.run) as track, torch.no_grad(), autocast(device):
+            samples = evaluation.decoded(tokenizer, made["latents"], p.batch, device)
+            gaussian = evaluation.decoded(tokenizer, noise * std + mean, p.batch, device)
+            reference = split.rows(torch.arange(count) * len(split) // count)["images"]
+            values = evaluation.generation(samples, gaussian, reference, describe, p, device)
+            track.final({key: value for key, value in values.items() if value is not None})
+        with run.out() as folder:
+            if dist.is_main():
+                shown = torch.arange(32) * data.num_classes // 32 % count
+                names = [data.classes[int(label)].name for label in made["labels"][shown]]
+                save_png(folder / "samples.png", captioned(samples[shown], names, 8))
+        run.metrics("generation", values)
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -1,0 +1,61 @@
+"""Everything a run says about itself: one flat summary, the sheets, and a page that needs no network."""
+
+from __future__ import annotations
+
+from vtp.config import ROOT, Params
+from vtp.provenance import entry, open_run
+
+TRAININGS = {
+    "pretrain": "pretrain",
+    "metric_network": "train_metric_network",
+    "finetune_decoder": "finetune_decoder",
+    "dit": "train_dit",
+}
+
+
+def main(params: Params) -> None:
+    with open_run("report", params) as run:
+        import shutil
+
+        import torch
+
+        from vtp.artifacts import load_json
+        from vtp.data.shards import Prepared
+        from vtp.reporting.curves import plot, read_csv
+        from vtp.reporting.page import StageReport, write_page
+        from vtp.reporting.pictures import captioned, save_png
+        from vtp.tracking import publish
+
+        reports = ROOT / "reports"
+        numbers = {
+            name: load_json(reports / f"{name}.json")
+            for name in ("prepare", "pretrain", "metric_network", "finetune_decoder", "latents", "dit", "tokenizer", "generation")
+        }
+        summary = {"objective": params.pretrain.objective, **numbers["tokenizer"], **numbers["generation"]}
+        data = Prepared.open(ROOT / "data" / "prepare")
+        pictures = reports / "pictures"
+        shown = torch.arange(32) * len(data.train) // 32
+        save_png(
+            pictures / "data.png", captioned(data.train.rows(shown)["images"], [data.train.caption(int(i)) for i in shown], 8)
+        )
+        shutil.copyfile(ROOT / "data" / "evaluate_tokenizer" / "reconstructions.png", pictures / "reconstructions.png")
+        shutil.copyfile(ROOT / "data" / "evaluate_generation" / "samples.png", pictures / "samples.png")
+        curves = {}
+        for name in TRAININGS:
+            curves[name] = pictures / f"curves_{name}.png"
+            plot(curves[name], read_csv(reports / "curves" / f"{name}.csv"), f"{name}: {numbers[name]['step']} steps")
+        run.metrics("summary", summary)
+        write_page(
+            reports / "index.html",
+            title="Open VTP",
+            summary=summary,
+            stages=[StageReport(name, values, curves.get(name)) for name, values in numbers.items()],
+            pictures=[pictures / f"{name}.png" for name in ("data", "reconstructions", "samples")],
+            parameters=run.parameters,
+        )
+        final = {name: {key: value for key, value in values.items() if value is not None} for name, values in numbers.items()}
+        publish(run.main, run.variant, run.parameters, final, run_name=params.run.name, tags=params.run.tags)
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -1,0 +1,52 @@
+"""Train the diffusion transformer on latents."""
+
+from __future__ import annotations
+
+from vtp.config import ROOT, Params
+from vtp.provenance import entry, open_run
+
+
+def main(params: Params) -> None:
+    with open_run("train_dit", params) as run:
+        from vtp import dist
+        from vtp.artifacts import read_manifest
+        from vtp.data.latents import LatentBatches, LatentStore
+        from vtp.engine.session import start, train
+        from vtp.models.dit import DiT, DitOptions
+        from vtp.reporting.curves import write_csv
+        from vtp.seeding import generator
+        from vtp.tasks.dit import TrainDit
+
+        device = start(params.run)
+        p = params.dit
+        folder = ROOT / "data" / "extract_latents"
+        store = LatentStore.open(folder)
+        options = DitOptions(
+            latent_channels=store.shape[0],
+            grid=store.shape[1],
+            patch=p.patch,
+            width=p.width,
+            depth=p.depth,
+            heads=p.heads,
+            num_classes=read_manifest(folder, verify=False)["num_classes"],
+            mlp_ratio=4.0,
+            learn_sigma=False,
+            qk_norm=p.qk_norm,
+            swiglu=p.swiglu,
+            rope=p.rope,
+            rmsnorm=p.rmsnorm,
+            shift=p.shift,
+        )
+        model = DiT(options)
+        model.init_weights(generator(params.seed, "dit"))
+        task = TrainDit(p, model, microbatch=params.run.microbatch)
+        history = train(task, LatentBatches(store, p.batch, params.seed), run, params.run, seed=params.seed, device=device)
+        with run.out() as folder:
+            if dist.is_main():
+                task.ema.save_pretrained(folder)
+                write_csv(ROOT / "reports" / "curves" / "dit.csv", history)
+        run.metrics("dit", {**history[-1], "million_parameters": round(sum(x.numel() for x in model.parameters()) / 1e6, 3)})
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -1,0 +1,34 @@
+"""A small classifier whose features measure Frechet distances where Inception's published weights are not at hand."""
+
+from __future__ import annotations
+
+from vtp.config import ROOT, Params
+from vtp.provenance import entry, open_run
+
+
+def main(params: Params) -> None:
+    with open_run("train_metric_network", params) as run:
+        from vtp import dist
+        from vtp.data.batches import Batches
+        from vtp.data.shards import Prepared
+        from vtp.engine.session import start, train
+        from vtp.models.metric_network import MetricNetwork
+        from vtp.reporting.curves import write_csv
+        from vtp.tasks.metric import TrainMetricNetwork
+
+        device = start(params.run)
+        options = params.evaluate.metric_network
+        data = Prepared.open(ROOT / "data" / "prepare")
+        network = MetricNetwork(options.model, num_classes=data.num_classes, image_size=params.data.image_size, seed=params.seed)
+        task = TrainMetricNetwork(options, network, image_size=params.data.image_size, microbatch=params.run.microbatch)
+        batches = Batches(data.train, batch=options.batch, seed=params.seed, workers=params.run.workers)
+        history = train(task, batches, run, params.run, seed=params.seed, device=device)
+        with run.out() as folder:
+            if dist.is_main():
+                network.save_pretrained(folder)
+                write_csv(ROOT / "reports" / "curves" / "metric_network.csv", history)
+        run.metrics("metric_network", history[-1])
+
+
+if __name__ == "__main__":
+    entry(main)

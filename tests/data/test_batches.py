@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vtp import dist
+from vtp.data.batches import Batches
+from vtp.data.order import Order
+from vtp.data.shards import Split
+
+
+def collect(prepared: Path, start: int, stop: int, *, seed: int = 5, workers: int = 0) -> list[dict[str, torch.Tensor]]:
+    return list(Batches(Split.open(prepared, "train"), batch=4, seed=seed, workers=workers, shards_per_window=2)(start, stop))
+
+
+def equal(one: list[dict[str, torch.Tensor]], other: list[dict[str, torch.Tensor]]) -> bool:
+    pairs = list(zip(one, other, strict=True))
+    return all(torch.equal(a[name], b[name]) for a, b in pairs for name in ("images", "tokens", "labels"))
+
+
+def test_steps_follow_the_order(prepared: Path) -> None:
+    split = Split.open(prepared, "train")
+    positions = Order(split.shard_lengths, seed=5, window=2).positions(0, 48).view(12, 4)
+    for batch, samples in zip(collect(prepared, 0, 12), positions, strict=True):
+        assert torch.equal(batch["labels"], split.labels[samples])
+        assert torch.equal(batch["tokens"], split.tokens[samples])
+        assert torch.equal(batch["images"], torch.stack([split.image(i) for i in samples.tolist()]))
+
+
+def test_a_resumed_stream_goes_on_where_the_unbroken_one_does(prepared: Path) -> None:
+    whole = collect(prepared, 0, 12)
+    assert equal(collect(prepared, 7, 12), whole[7:])
+    assert not equal(collect(prepared, 0, 12, seed=6), whole)
+    assert collect(prepared, 3, 3) == []
+
+
+def test_loading_processes_change_nothing_and_draw_from_no_global_generator(prepared: Path) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert equal(collect(prepared, 2, 12, workers=2), collect(prepared, 2, 12))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_ranks_share_the_global_batch(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = collect(prepared, 0, 6)
+    monkeypatch.setattr(dist, "world", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
+        shares.append(collect(prepared, 0, 6))
+    joined = [{name: torch.cat([one[name], other[name]]) for name in one} for one, other in zip(*shares, strict=True)]
+    assert equal(joined, whole)
+    monkeypatch.setattr(dist, "world", lambda: 3)
+    with pytest.raises(ValueError, match="batch=4 does not divide over 3 ranks"):
+        collect(prepared, 0, 1)

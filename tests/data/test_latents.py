@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vtp import dist
+from vtp.data.latents import LatentBatches, LatentStore, LatentWriter, load_statistics
+from vtp.seeding import generator
+
+ORACLE = Path(__file__).parents[1] / "oracles" / "latents"
+
+
+def samples(count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    draw = generator(seed, "samples")
+    latents = torch.randn(count, 3, 2, 2, generator=draw) * torch.tensor([0.1, 1.0, 5.0])[:, None, None] + 2
+    return latents, latents.flip(-1), torch.arange(count) * 7 % 10
+
+
+def write(folder: Path, count: int = 23, shard_samples: int = 10, batch: int = 4, most: int = 1000) -> None:
+    latents, flipped, labels = samples(count)
+    writer = LatentWriter(folder, shard_samples=shard_samples)
+    for i in range(0, count, batch):
+        writer.append(latents[i : i + batch], flipped[i : i + batch], labels[i : i + batch])
+    writer.finish(statistics_samples=most, seed=0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "latents")
+    return tmp_path / "latents"
+
+
+def test_public_shards_are_read_as_the_reference_reads_them() -> None:
+    io, store = load_file(ORACLE / "io.st"), LatentStore.open(ORACLE)
+    assert (len(store), store.shape, store.shard_lengths) == (12, (6, 4, 4), [7, 5])
+    assert torch.equal(store.mean, io["mean"])
+    assert torch.equal(store.std, io["std"])
+    order = torch.tensor([11, 0, 7, 6, 3, 3, 10, 1, 2, 4, 5, 8, 9])
+    for name in ("plain", "flip"):
+        latents, labels = store.read(order, torch.full((len(order),), name == "flip"))
+        torch.testing.assert_close(latents, torch.stack([io[f"item{i}.{name}"] for i in order.tolist()]), atol=1e-6, rtol=1e-6)
+        assert torch.equal(labels, torch.stack([io[f"item{i}.label"] for i in order.tolist()]))
+    torch.testing.assert_close(
+        io["denorm.input"] * store.std / 0.5 + store.mean, io["denorm.output_multiplier0.5"], atol=1e-5, rtol=1e-5
+    )
+
+
+def test_statistics_equal_the_reference(tmp_path: Path) -> None:
+    writer = LatentWriter(tmp_path, shard_samples=5)
+    for path in sorted(ORACLE.glob("*.safetensors")):
+        shard = load_file(path)
+        writer.append(shard["latents"], shard["latents_flip"], shard["labels"])
+    writer.finish(statistics_samples=10000, seed=0)
+    io = load_file(ORACLE / "io.st")
+    for ours, key in zip(load_statistics(tmp_path), ("mean", "std"), strict=True):
+        torch.testing.assert_close(ours, io[key], atol=1e-6, rtol=1e-6)
+    public = torch.load(tmp_path / "latents_stats.pt", weights_only=True)
+    assert torch.equal(public["mean"], load_statistics(tmp_path)[0])
+    assert torch.equal(public["std"], load_statistics(tmp_path)[1])
+
+
+def test_files_have_the_public_layout(folder: Path) -> None:
+    paths = sorted(folder.glob("*.safetensors"))  # what public readers take for shards
+    assert [path.name for path in paths] == [f"latents_rank00_shard{i:03d}.safetensors" for i in range(3)]
+    reference = ORACLE / "latents_rank00_shard000.safetensors"
+    for path, count in zip(paths, (10, 10, 3), strict=True):
+        with safe_open(path, "pt") as ours, safe_open(reference, "pt") as theirs:
+            assert ours.metadata() == {**theirs.metadata(), "total_size": str(count)}
+            assert sorted(ours.keys()) == sorted(theirs.keys())
+            for key in ours.keys():  # noqa: SIM118
+                assert ours.get_slice(key).get_dtype() == theirs.get_slice(key).get_dtype()
+
+
+def test_what_was_written_is_read_back(folder: Path) -> None:
+    latents, flipped, labels = samples(23)
+    store = LatentStore.open(folder)
+    order = torch.randperm(23, generator=generator(0, "order"))
+    flip = torch.rand(23, generator=generator(0, "flip")) < 0.5
+    read, read_labels = store.read(order, flip)
+    expected = torch.where(flip[:, None, None, None], flipped[order], latents[order])
+    torch.testing.assert_close(read * store.std + store.mean, expected)
+    assert torch.equal(read_labels, labels[order])
+    assert torch.equal(store.labels, labels)
+    whole, _ = store.read(torch.arange(23), torch.zeros(23, dtype=torch.bool))
+    torch.testing.assert_close(whole.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(whole.transpose(0, 1).flatten(1).std(1), torch.ones(3), atol=1e-5, rtol=0)
+
+
+def test_equal_latents_give_equal_bytes_however_they_arrive(tmp_path: Path) -> None:
+    write(tmp_path / "one", shard_samples=2, batch=4)
+    write(tmp_path / "other", shard_samples=2, batch=23)
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len(names) == 14
+    assert names == sorted(path.name for path in (tmp_path / "other").iterdir())
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+
+
+def test_statistics_of_a_part_are_spread_over_the_whole(tmp_path: Path) -> None:
+    writer = LatentWriter(tmp_path, shard_samples=30)
+    ramp = torch.arange(100.0)[:, None, None, None].expand(100, 1, 1, 1)
+    writer.append(ramp, -ramp, torch.zeros(100))
+    writer.finish(statistics_samples=10, seed=3)
+    mean, std = load_statistics(tmp_path)
+    assert mean.item() == pytest.approx(ramp.mean().item(), abs=4.5)  # each of ten stretches is off by 4.5 on average at most
+    assert std.item() == pytest.approx(ramp.std().item(), abs=5)
+    assert std.item() != pytest.approx(ramp.std().item(), abs=1e-3)
+
+
+def test_ranks_write_files_of_their_own(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    latents, flipped, labels = samples(23)
+    writers = []
+    for rank in (0, 1):
+        monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
+        writers.append(LatentWriter(tmp_path / "two", shard_samples=10))
+    for rank, rows in ((1, slice(12, 23)), (0, slice(0, 12))):  # rank 0, which takes the statistics, is the last
+        monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
+        writers[rank].append(latents[rows], flipped[rows], labels[rows])
+        writers[rank].finish(statistics_samples=1000, seed=0)
+    one, two = LatentStore.open(folder), LatentStore.open(tmp_path / "two")
+    assert two.shard_lengths == [10, 2, 10, 1]
+    torch.testing.assert_close(two.std, one.std)
+    everything = torch.arange(23), torch.zeros(23, dtype=torch.bool)
+    torch.testing.assert_close(two.read(*everything)[0], one.read(*everything)[0])
+
+
+def test_batches_are_permutations_that_any_step_can_enter(folder: Path) -> None:
+    store = LatentStore.open(folder)
+    batches = LatentBatches(store, 8, seed=5)
+    stream = list(batches(0, 23))
+    assert stream[0]["latents"].shape == (8, 3, 2, 2)
+    counts = torch.bincount(torch.cat([batch["labels"] for batch in stream]), minlength=10)
+    assert torch.equal(counts, 8 * torch.bincount(store.labels, minlength=10))  # 23 steps of 8 are 8 epochs
+    resumed = list(batches(17, 19))
+    for batch, again in zip(stream[17:19], resumed, strict=True):
+        assert all(torch.equal(batch[key], again[key]) for key in batch)
+    assert not torch.equal(stream[0]["labels"], next(LatentBatches(store, 8, seed=6)(0, 1))["labels"])
+
+
+def test_half_of_the_latents_are_flipped(tmp_path: Path) -> None:
+    writer = LatentWriter(tmp_path, shard_samples=40)
+    latents = torch.randn(40, 1, 2, 2, generator=generator(0, "latents")).abs()
+    writer.append(latents, -latents, torch.arange(40))
+    writer.finish(statistics_samples=40, seed=0)
+    store = LatentStore.open(tmp_path)
+    flips = torch.cat([(b["latents"] * store.std + store.mean)[:, 0, 0, 0] < 0 for b in LatentBatches(store, 40, seed=0)(0, 10)])
+    assert 150 < flips.sum() < 250
+    assert not torch.equal(flips[:40], flips[40:80])
+
+
+def test_ranks_share_one_global_batch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LatentStore.open(folder)
+    whole = list(LatentBatches(store, 8, seed=1)(2, 5))
+    parts = []
+    monkeypatch.setattr(dist, "world", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
+        parts.append(list(LatentBatches(store, 8, seed=1)(2, 5)))
+    for batch, first, second in zip(whole, *parts, strict=True):
+        for key in batch:
+            assert torch.equal(batch[key], torch.cat([first[key], second[key]]))
+
+
+def test_a_reader_that_stops_early_leaves_nothing_waiting(folder: Path) -> None:
+    stream = LatentBatches(LatentStore.open(folder), 8, seed=1)(0, 1000)
+    assert isinstance(stream, Generator)
+    next(stream)
+    stream.close()
+    assert list(stream) == []
+
+
+def test_what_cannot_be_used_is_named(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(ValueError, match="no shards"):
+        LatentStore.open(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="already"):
+        LatentWriter(folder, shard_samples=4)
+    writer = LatentWriter(tmp_path / "flat", shard_samples=4)
+    latents = samples(4)[0]
+    latents[:, 1] = 3.0
+    writer.append(latents, latents, torch.arange(4))
+    with pytest.raises(ValueError, match="channel 1"):
+        writer.finish(statistics_samples=4, seed=0)
+    shutil.copy(ORACLE / "latents_rank00_shard000.safetensors", folder / "latents_rank09_shard000.safetensors")
+    with pytest.raises(ValueError, match="latents_rank09_shard000"):
+        LatentStore.open(folder)
+    cut = folder / "latents_rank00_shard001.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="latents_rank00_shard001"):
+        LatentStore.open(folder)

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+from vtp.data.order import Order
+
+LENGTHS = [5, 3, 0, 7, 1, 4, 6]
+TOTAL = sum(LENGTHS)
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 7, 50])
+def test_each_epoch_visits_each_index_once(window: int) -> None:
+    order = Order(LENGTHS, seed=3, window=window)
+    epochs = order.positions(0, 4 * TOTAL).view(4, TOTAL)
+    for epoch in epochs:
+        assert epoch.sort().values.tolist() == list(range(TOTAL))
+    assert not torch.equal(epochs[0], epochs[1])
+
+
+def test_any_range_equals_the_same_place_of_the_stream() -> None:
+    stream = Order(LENGTHS, seed=3, window=2).positions(0, 5 * TOTAL)
+    for start in range(0, 4 * TOTAL, 5):
+        for length in (0, 1, 9, TOTAL + 3):
+            assert torch.equal(Order(LENGTHS, seed=3, window=2).positions(start, start + length), stream[start : start + length])
+
+
+def test_one_window_of_shards_is_finished_before_the_next() -> None:
+    shards = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
+    order = Order(LENGTHS, seed=0, window=2)
+    seen = shards[order.positions(0, TOTAL)].tolist()
+    runs = [shard for i, shard in enumerate(seen) if shard not in seen[:i]]
+    for number, first in enumerate(range(0, len(runs), 2)):
+        window = set(runs[first : first + 2])
+        start = sum(LENGTHS[shard] for shard in runs[:first])
+        assert set(seen[start : start + sum(LENGTHS[shard] for shard in window)]) == window, number
+
+
+def test_samples_mix_within_a_window_and_depend_on_the_seed() -> None:
+    one, other = (Order([100, 100], seed=seed, window=2).positions(0, 200) for seed in (0, 1))
+    assert not torch.equal(one, other)
+    assert 30 < int((one[:100] < 100).sum()) < 70
+
+
+def test_order_pickles_and_refuses_nothing_to_order() -> None:
+    order = pickle.loads(pickle.dumps(Order(LENGTHS, seed=9, window=2)))
+    assert torch.equal(order.positions(4, 40), Order(LENGTHS, seed=9, window=2).positions(4, 40))
+    with pytest.raises(ValueError, match="no samples"):
+        Order([0, 0], seed=0, window=1)

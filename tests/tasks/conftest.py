@@ -1,0 +1,142 @@
+"""Small tasks of every kind on random pictures, as a stage would build them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from vtp.config import Params, load
+from vtp.models.discriminator import PatchDiscriminator
+from vtp.models.dit import DiT, DitOptions
+from vtp.models.tokenizer import VisualTokenizer
+from vtp.seeding import generator
+from vtp.tasks.base import Task
+from vtp.tasks.decoder import FinetuneDecoder
+from vtp.tasks.dit import TrainDit
+from vtp.tasks.metric import TrainMetricNetwork
+from vtp.tasks.pretrain import Pretrain
+
+SMALL = [
+    "data.image_size=32",
+    "data.context_length=8",
+    "tokenizer.patch=8",
+    "tokenizer.latent_channels=8",
+    "model.sizes.small={encoder: {width: 32, depth: 2, heads: 2}, decoder: {width: 32, depth: 1, heads: 2},"
+    " text: {width: 16, depth: 1, heads: 2}}",
+    "pretrain.batch=8",
+    "pretrain.ssl_batch=4",
+    "pretrain.reconstruction_batch=4",
+    "pretrain.steps=6",
+    "pretrain.optimizer.warmup=2",
+    "pretrain.optimizer.cooldown=2",
+    "pretrain.views.global_size=32",
+    "pretrain.views.local_size=16",
+    "pretrain.views.local_crops=2",
+    "pretrain.ssl.prototypes=16",
+    "pretrain.ssl.head_hidden=16",
+    "pretrain.ssl.head_bottleneck=8",
+    "finetune_decoder.batch=8",
+    "finetune_decoder.steps=6",
+    "finetune_decoder.discriminator_start=1",
+    "finetune_decoder.adversarial_start=2",
+    "dit.batch=8",
+    "dit.steps=6",
+    "dit.optimizer.warmup=0",
+    "evaluate.metric_network.batch=8",
+    "evaluate.metric_network.steps=6",
+]
+
+
+class Distance(nn.Module):
+    """A cheap stand-in for a perceptual network: squared differences of a fixed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = torch.randn(4, 3, 5, 5, generator=generator(0, "distance")) / 9
+        self.register_buffer("weight", weight)
+
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(first - second, self.weight, stride=2).square().mean((1, 2, 3))
+
+
+def tokenizer(params: Params) -> VisualTokenizer:
+    from stages.pretrain import options
+
+    model = VisualTokenizer(options(params))
+    model.init_weights(generator(params.seed, "tokenizer"))
+    return model
+
+
+def build(kind: str, *overrides: str, microbatch: int | None = None) -> Task:
+    """The task called `kind`, freshly initialised; the same weights at every call."""
+    params = load([*SMALL, *overrides])
+    size = params.data.image_size
+    if kind == "pretrain":
+        task: Task = Pretrain(
+            params.pretrain,
+            tokenizer(params),
+            Distance(),
+            image_size=size,
+            generator=generator(params.seed, "head"),
+            microbatch=microbatch,
+        )
+    elif kind == "decoder":
+        critic = PatchDiscriminator(8, 1)
+        critic.init_weights(generator(params.seed, "discriminator"))
+        task = FinetuneDecoder(
+            params.finetune_decoder, tokenizer(params), critic, Distance(), image_size=size, microbatch=microbatch
+        )
+    elif kind == "dit":
+        p = params.dit
+        model = DiT(
+            DitOptions(
+                latent_channels=8,
+                grid=4,
+                patch=1,
+                width=32,
+                depth=1,
+                heads=2,
+                mlp_ratio=4.0,
+                num_classes=5,
+                qk_norm=p.qk_norm,
+                swiglu=p.swiglu,
+                rope=p.rope,
+                rmsnorm=p.rmsnorm,
+                shift=p.shift,
+                learn_sigma=False,
+            )
+        )
+        model.init_weights(generator(params.seed, "dit"))
+        task = TrainDit(p, model, microbatch=microbatch)
+    else:
+        network = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 5))
+        for i, parameter in enumerate(network.parameters()):
+            parameter.data.uniform_(-0.1, 0.1, generator=generator(0, "network", i))
+        task = TrainMetricNetwork(params.evaluate.metric_network, network, image_size=size, microbatch=microbatch)
+    return task
+
+
+def batch_of(step: int) -> dict[str, torch.Tensor]:
+    """The global batch of a step: pictures with structure, captions, labels, latents."""
+    draw = generator(7, "batch", step)
+    coarse = torch.rand(8, 3, 5, 5, generator=draw)
+    images = nn.functional.interpolate(coarse, size=(32, 32), mode="bilinear")
+    tokens = torch.randint(1, 400, (8, 8), generator=draw)
+    tokens[:, 0], tokens[:, 5], tokens[:, 6:] = 49406, 49407, 0
+    return {
+        "images": (images * 255).to(torch.uint8),
+        "tokens": tokens,
+        "labels": torch.randint(5, (8,), generator=draw),
+        "latents": torch.randn(8, 8, 4, 4, generator=draw),
+    }
+
+
+KINDS = ("pretrain", "decoder", "dit", "metric")
+
+
+@pytest.fixture
+def make() -> Callable[..., Task]:
+    return build

@@ -1,0 +1,139 @@
+"""What every task promises the engine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.tasks.conftest import KINDS, batch_of, build
+from vtp.seeding import Draws
+from vtp.tasks.base import Backward, Report
+
+
+def gradients(task, step: int) -> dict[str, torch.Tensor]:
+    """Gradients of every phase of a step, before any update."""
+    found = {}
+    batch = {name: value.double() if value.is_floating_point() else value for name, value in batch_of(step).items()}
+    for phase in task.phases:
+        for other in task.phases:
+            for module in other.modules:
+                module.requires_grad_(other is phase)
+        task.models.zero_grad()
+        for item in task.passes(phase.name, batch, Draws(0, step)):
+            if isinstance(item, Backward):
+                item.total().backward()
+        found |= {f"{phase.name}/{name}": p.grad.clone() for name, p in task.models.named_parameters() if p.grad is not None}
+    return found
+
+
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_micro_batches_give_the_gradient_of_the_whole_batch(kind):
+    whole, split = build(kind), build(kind, microbatch=2)
+    for task in (whole, split):
+        for model in task.models.values():
+            model.requires_grad_(True)
+    expected, found = gradients(whole, 3), gradients(split, 3)
+    assert expected.keys() == found.keys()
+    assert expected
+    for name, grad in expected.items():
+        scale = grad.abs().max().clamp(min=1e-3)
+        assert (found[name] - grad).abs().max() / scale < 2e-3, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_micro_batches_report_the_same_numbers(kind):
+    def scalars(task) -> dict[str, float]:
+        found = {}
+        for phase in task.phases:
+            for item in task.passes(phase.name, batch_of(3), Draws(0, 3)):
+                if isinstance(item, Report):
+                    found |= {name: float(value) for name, value in item.scalars.items()}
+        return found
+
+    whole, split = scalars(build(kind)), scalars(build(kind, microbatch=2))
+    assert whole == pytest.approx(split, rel=2e-3, abs=1e-4)
+    assert whole
+
+
+@pytest.mark.parametrize(
+    ("objective", "parts", "terms"),
+    [
+        ("ae", {"tokenizer"}, {"l1", "lpips"}),
+        ("clip+ae", {"tokenizer"}, {"clip", "l1", "lpips"}),
+        ("ssl+ae", {"tokenizer", "head", "teacher"}, {"dino", "ibot", "koleo", "l1", "lpips"}),
+        ("clip+ssl+ae", {"tokenizer", "head", "teacher"}, {"clip", "dino", "ibot", "koleo", "l1", "lpips"}),
+    ],
+)
+def test_an_absent_objective_has_neither_parts_nor_terms(objective, parts, terms):
+    task = build("pretrain", f"pretrain.objective={objective}")
+    assert set(task.models) == parts
+    assert hasattr(task.tokenizer, "text") == ("clip" in objective)
+    reported = [item.scalars for item in task.passes("pretrain", batch_of(0), Draws(0, 0)) if isinstance(item, Report)]
+    assert {name for scalars in reported for name in scalars} == terms
+
+
+def test_only_reconstruction_reads_the_bottleneck_unless_all_do():
+    def touched(*overrides: str) -> bool:
+        task = build(
+            "pretrain", "pretrain.weights={clip: 1.0, dino: 1.0, ibot: 1.0, koleo: 0.1, l1: 0.0, lpips: 0.0}", *overrides
+        )
+        for item in task.passes("pretrain", batch_of(0), Draws(0, 0)):
+            if isinstance(item, Backward):
+                item.total().backward()
+        grad = task.tokenizer.encoder.feature_bottleneck.weight.grad
+        return grad is not None and bool(grad.abs().max() > 0)
+
+    assert not touched()
+    assert touched("tokenizer.encoder.bottleneck_for_all=true")
+
+
+def test_a_missing_weight_is_an_error():
+    with pytest.raises(ValueError, match="'b' has no weight"):
+        Backward({"a": torch.zeros(()), "b": torch.zeros(())}, {"a": 1.0}).total()
+
+
+def test_the_discriminator_waits_for_its_step():
+    task = build("decoder")
+    assert not list(task.passes("discriminator", batch_of(0), Draws(0, 0)))
+    names = {n for item in task.passes("generator", batch_of(1), Draws(0, 1)) if isinstance(item, Report) for n in item.scalars}
+    assert names == {"l1", "lpips"}
+    names = {n for item in task.passes("generator", batch_of(2), Draws(0, 2)) if isinstance(item, Report) for n in item.scalars}
+    assert names == {"l1", "lpips", "adversarial", "adaptive_weight"}
+
+
+def test_the_generators_gradient_is_that_of_the_plain_weighted_sum():
+    """The surrogate at the last layer's output against one backward through everything."""
+    task = build("decoder")
+    expected = build("decoder")
+    found = gradients(task, 3)
+    pixels = None
+    from vtp.data.views import random_view
+    from vtp.models.tokenizer import denormalize, normalize
+    from vtp.objectives.adversarial import hinge_generator
+    from vtp.objectives.reconstruction import l1_loss
+
+    draws = Draws(0, 3)
+    pixels = random_view(
+        batch_of(3)["images"], draws, "view", 8, scale=expected.params.crop_scale, size=expected.image_size, flip=True
+    )
+    decoded = expected.decoder(expected.tokenizer.encode(pixels))
+    signed = 2 * denormalize(decoded) - 1
+    weights = expected.params.weights
+    rebuilt = (
+        weights["l1"] * l1_loss(decoded, normalize(pixels))
+        + weights["lpips"] * expected.perceptual(signed, 2 * pixels - 1).mean()
+    )
+    adversarial = hinge_generator(expected.discriminator(expected._augment(signed, slice(0, 8), draws, "augment_generator")))
+    last = expected.decoder.proj_out.weight
+    strong = torch.autograd.grad(rebuilt, last, retain_graph=True)[0].norm()
+    weak = torch.autograd.grad(adversarial, last, retain_graph=True)[0].norm()
+    (rebuilt + weights["adversarial"] * (strong / (weak + 1e-6)).detach() * adversarial).backward()
+    for name, parameter in expected.decoder.named_parameters():
+        torch.testing.assert_close(found[f"generator/decoder.{name}"], parameter.grad, atol=2e-5, rtol=2e-3)

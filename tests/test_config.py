@@ -1,0 +1,86 @@
+"""Parameters: typed, checked, and errors that name the key."""
+
+from __future__ import annotations
+
+import pytest
+
+from vtp import config, recipes
+from vtp.config import ROOT, ConfigError, load
+
+
+def test_the_committed_file_passes():
+    params = load()
+    assert params.sizes == params.model.sizes[params.model.size]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("modle.size=x", "modle"),
+        ("model.size=huge", "model.size=huge"),
+        ("pretrain.steps=ten", "pretrain.steps must be a whole number"),
+        ("pretrain.steps=0", "pretrain.steps=0"),
+        ("pretrain.steps=1.5", "pretrain.steps"),
+        ("pretrain.steps=null", "pretrain.steps must be a whole number, not null"),
+        ("pretrain.optimizer.rate=true", "pretrain.optimizer.rate must be a number"),
+        ("+foo=1", "foo is not a parameter"),
+        ("pretrain.ssl_batch=48", "pretrain.ssl_batch=48"),
+        ("tokenizer.patch=24", "tokenizer.patch=24"),
+        ("data.source=parquet", "data.path is null"),
+        ("data.path=here", "must be absolute"),
+        ("model.sizes.small.encoder.heads=5", "model.sizes.small.encoder.width"),
+        ("~pretrain.steps", "pretrain.steps is missing"),
+        ("+pretrain.stepz=3", "did you mean steps?"),
+        ("~pretrain.weights.clip", "pretrain.weights"),
+        ("evaluate.features=vgg", "choose one of"),
+        ("pretrain.ssl.mask_ratio=[0.5,0.1]", "must rise"),
+    ],
+)
+def test_a_bad_value_gives_one_line_that_names_it(override, words):
+    with pytest.raises(ConfigError) as caught:
+        load([override])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_in_exponent_form_are_floats():
+    assert load(["pretrain.optimizer.rate=3e-4"]).pretrain.optimizer.rate == pytest.approx(3e-4)
+
+
+def test_an_interpolation_is_refused(tmp_path):
+    file = tmp_path / "params.yaml"
+    file.write_text((ROOT / "params.yaml").read_text().replace("batch: 128 ", "batch: ${pretrain.steps} ", 1))
+    with pytest.raises(ConfigError, match="interpolation"):
+        load(file=file)
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_applies_and_keeps_comments(name, tmp_path):
+    file = tmp_path / "params.yaml"
+    before = (ROOT / "params.yaml").read_text()
+    file.write_text(before)
+    recipes.apply(name, () if name in ("demo", "gpu-64") else ("data.path=/somewhere",), file)
+    config.load(file=file)
+    comments = [line.split("#", 1)[1].strip() for line in before.splitlines() if "#" in line]
+    after = file.read_text()
+    assert all(comment in after for comment in comments)
+
+
+def test_the_recipe_demo_is_the_committed_file(tmp_path):
+    file = tmp_path / "params.yaml"
+    file.write_text((ROOT / "params.yaml").read_text())
+    recipes.apply("gpu-64", file=file)
+    assert recipes.apply("demo", file=file)
+    assert load(file=file) == load()
+
+
+def test_an_unknown_recipe_or_key_is_named(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="no recipe nothing"):
+        recipes.apply("nothing")
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path)
+    (tmp_path / "odd.yaml").write_text("pretrain: {stepz: 3}\n")
+    file = tmp_path / "params.yaml"
+    file.write_text((ROOT / "params.yaml").read_text())
+    with pytest.raises(ConfigError, match=r"pretrain\.stepz"):
+        recipes.apply("odd", file=file)
+    assert file.read_text() == (ROOT / "params.yaml").read_text()

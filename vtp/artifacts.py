@@ -1,0 +1,142 @@
+"""What stages hand to each other: safetensors and JSON in folders with a manifest, written aside and renamed, verified on load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # stages look at manifests long before they need torch
+    from torch import Tensor
+
+MANIFEST = "manifest.json"
+
+
+class BrokenArtifact(ValueError):
+    """A folder or file that is not what its manifest says, or has none."""
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """A temporary neighbour of `path` that takes its place when the block ends well; a reader never sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """`aside` for a folder, which is created empty."""
+    with aside(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+
+
+def save_json(path: Path, value: Any) -> None:
+    """Indented JSON with stable key order as given; NaN and infinities are refused."""
+    with aside(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def load_json(path: Path) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        BrokenArtifact: the file is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BrokenArtifact(f"{path} is missing; run the stage that writes it (`dvc repro`).") from None
+    except ValueError as error:
+        raise BrokenArtifact(f"{path} is not JSON ({error}).") from None
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any = None) -> None:
+    """Tensors into one safetensors file. `metadata` is stored as one JSON text: more keys than one have no stable order."""
+    import safetensors.torch
+
+    text = None if metadata is None else {"json": json.dumps(metadata)}
+    ready = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    with aside(path) as temporary:
+        safetensors.torch.save_file(ready, temporary, text)
+        temporary.chmod(0o644)  # the library writes for the owner alone
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        BrokenArtifact: the file is missing or cut short.
+    """
+    import safetensors.torch
+
+    try:
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise BrokenArtifact(f"{path} is missing; run the stage that writes it (`dvc repro`).") from None
+    except safetensors.SafetensorError as error:
+        raise BrokenArtifact(f"{path} is not a whole safetensors file ({error}); delete it and make it anew.") from None
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, shapes, dtypes and bits, in the order of names."""
+    import torch
+
+    summed = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().contiguous().cpu()
+        summed.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        summed.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.dim() else str(tensor.item()).encode())
+    return summed.hexdigest()
+
+
+def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
+    """`manifest.json`: `about`, and size and sha256 of every file in the folder. Holds no times, hosts or paths."""
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": digest(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    save_json(folder / MANIFEST, {**about, "files": files})
+
+
+def read_manifest(folder: Path, verify: bool = True) -> dict[str, Any]:
+    """The manifest of `folder`, after checking that every file it names is there and unchanged.
+
+    Args:
+        verify: compare checksums too, not sizes alone.
+
+    Raises:
+        BrokenArtifact: naming the first file that is missing, cut or changed.
+    """
+    manifest = load_json(folder / MANIFEST)
+    for name, facts in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise BrokenArtifact(f"{path} is missing, though {MANIFEST} lists it; make {folder} anew.")
+        if path.stat().st_size != facts["bytes"]:
+            raise BrokenArtifact(f"{path} has {path.stat().st_size} bytes, not {facts['bytes']}; make {folder} anew.")
+        if verify and digest(path) != facts["sha256"]:
+            raise BrokenArtifact(f"{path} is not the file its manifest lists (sha256 differs); make {folder} anew.")
+    return manifest

@@ -1,0 +1,379 @@
+"""The schema of params.yaml: types and ranges, no values.
+
+`load()` reads the file through Hydra's compose, so that overrides on the command line follow the same grammar as
+`dvc exp run -S`, and checks the whole of it, whichever stage asks. Only `stages/` sees the whole `Params`; the library takes
+the part it uses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from vtp.typed import ConfigError, Range, build
+
+ROOT = Path(__file__).resolve().parents[1]
+"""The checkout this code was imported from."""
+
+Count = Annotated[int, Range(least=1)]
+Whole = Annotated[int, Range(least=0)]
+Rate = Annotated[float, Range(least=0, most=1)]
+Positive = Annotated[float, Range(above=0)]
+Weight = Annotated[float, Range(least=0)]
+Interval = Annotated[tuple[float, float], Range(above=0, most=1)]
+
+
+@dataclass(frozen=True)
+class ParquetColumns:
+    image: str
+    caption: str
+    label: str
+    class_name: str
+
+
+@dataclass(frozen=True)
+class DataParams:
+    source: Literal["scenes", "parquet"]
+    path: str | None
+    train_samples: Count | None
+    validation_samples: Count | None
+    image_size: Annotated[int, Range(least=16)]
+    context_length: Annotated[int, Range(least=4)]
+    shard_samples: Count
+    max_bad_fraction: Rate
+    parquet: ParquetColumns
+
+
+@dataclass(frozen=True)
+class TransformerSize:
+    width: Count
+    depth: Count
+    heads: Count
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    encoder: TransformerSize
+    decoder: TransformerSize
+    text: TransformerSize
+
+
+@dataclass(frozen=True)
+class ModelParams:
+    size: str
+    sizes: dict[str, ModelSize]
+
+
+Ffn = Literal["mlp", "swiglu", "swiglu32", "swiglu64", "swiglu128"]
+Norm = Literal["rmsnorm", "layernorm", "layernormbf16"]
+
+
+@dataclass(frozen=True)
+class EncoderParams:
+    ffn: Ffn
+    norm: Norm
+    qk_norm: bool
+    layer_scale: Weight
+    registers: Whole
+    bottleneck_for_all: bool
+    clip_feature: Literal["cls", "pooled"]
+
+
+@dataclass(frozen=True)
+class DecoderParams:
+    ffn: Ffn
+    norm: Norm
+    qk_norm: bool
+    layer_scale: Weight
+
+
+@dataclass(frozen=True)
+class TokenizerParams:
+    patch: Count
+    latent_channels: Count
+    rope: Literal["float32", "bfloat16"]
+    encoder: EncoderParams
+    decoder: DecoderParams
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """`start` at step 0, `end` from step `steps` on, half a cosine between."""
+
+    start: float
+    end: float
+    steps: Whole
+
+
+@dataclass(frozen=True)
+class OptimizerParams:
+    """AdamW. The rate rises over `warmup` steps, stays, and falls to `final_rate` x `rate` over the last `cooldown` steps."""
+
+    rate: Positive
+    warmup: Whole
+    cooldown: Whole
+    final_rate: Rate
+    betas: tuple[Rate, Rate]
+    weight_decay: Weight
+    clip: Positive | None
+
+
+@dataclass(frozen=True)
+class ViewParams:
+    clip_scale: Interval
+    reconstruction_scale: Interval
+    global_size: Count
+    global_scale: Interval
+    local_size: Count
+    local_scale: Interval
+    local_crops: Whole
+    jitter: Rate
+    grayscale: Rate
+    blur: tuple[Rate, Rate]
+    solarize: Rate
+
+
+@dataclass(frozen=True)
+class SslParams:
+    prototypes: Count
+    head_hidden: Count
+    head_bottleneck: Count
+    head_layers: Count
+    targets: Literal["sinkhorn", "centring"]
+    student_temperature: Positive
+    teacher_temperature: Ramp
+    teacher_momentum: Ramp
+    mask_probability: Rate
+    mask_ratio: tuple[Rate, Rate]
+
+
+@dataclass(frozen=True)
+class PretrainParams:
+    objective: Literal["ae", "clip+ae", "ssl+ae", "clip+ssl+ae"]
+    steps: Count
+    batch: Count
+    ssl_batch: Count
+    reconstruction_batch: Count
+    weights: dict[str, Weight]
+    drop_path: Rate
+    optimizer: OptimizerParams
+    views: ViewParams
+    ssl: SslParams
+
+
+@dataclass(frozen=True)
+class PerceptualParams:
+    net: Literal["squeeze", "alex", "vgg"]
+    weights: Literal["published", "random"]
+
+
+@dataclass(frozen=True)
+class DiscriminatorParams:
+    kind: Literal["patch", "features"]
+    width: Count
+    layers: Count
+    feature_model: str
+
+
+@dataclass(frozen=True)
+class DecoderFinetuneParams:
+    steps: Count
+    batch: Count
+    weights: dict[str, Weight]
+    discriminator_start: Whole
+    adversarial_start: Whole
+    adaptive_max: Positive
+    augment: Rate
+    ema: Rate
+    crop_scale: Interval
+    optimizer: OptimizerParams
+    discriminator: DiscriminatorParams
+    discriminator_optimizer: OptimizerParams
+
+
+@dataclass(frozen=True)
+class LatentParams:
+    batch: Count
+    shard_samples: Count
+    statistics_samples: Count
+
+
+@dataclass(frozen=True)
+class DitParams:
+    width: Count
+    depth: Count
+    heads: Count
+    patch: Count
+    qk_norm: bool
+    swiglu: bool
+    rope: bool
+    rmsnorm: bool
+    shift: bool
+    class_dropout: Rate
+    steps: Count
+    batch: Count
+    time_mu: float
+    time_sigma: Positive
+    weights: dict[str, Weight]
+    ema: Rate
+    optimizer: OptimizerParams
+
+
+@dataclass(frozen=True)
+class SampleParams:
+    samples: Count
+    batch: Count
+    solver: Literal["euler", "heun", "dopri5"]
+    points: Annotated[int, Range(least=2)]
+    shift: Positive
+    guidance_scale: Weight
+    guidance_interval: tuple[Rate, Rate]
+
+
+@dataclass(frozen=True)
+class MetricNetworkParams:
+    model: str
+    steps: Count
+    batch: Count
+    crop_scale: Interval
+    optimizer: OptimizerParams
+
+
+@dataclass(frozen=True)
+class ProbeParams:
+    max_samples: Count
+    penalties: tuple[Positive, ...]
+    iterations: Count
+
+
+@dataclass(frozen=True)
+class EvaluateParams:
+    batch: Count
+    features: Literal["metric", "inception"]
+    reference: Literal["train", "validation"]
+    templates: tuple[str, ...]
+    probe: ProbeParams
+    metric_network: MetricNetworkParams
+
+
+@dataclass(frozen=True)
+class RunParams:
+    """How, not what: none of these changes a result, and no stage depends on them."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    threads: Count | None
+    workers: Whole
+    microbatch: Count | None
+    compile: bool
+    save_every: Count
+    log_every: Count
+    picture_every: Count
+    name: str | None
+    tags: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Params:
+    seed: Whole
+    data: DataParams
+    model: ModelParams
+    tokenizer: TokenizerParams
+    perceptual: PerceptualParams
+    pretrain: PretrainParams
+    finetune_decoder: DecoderFinetuneParams
+    latents: LatentParams
+    dit: DitParams
+    sample: SampleParams
+    evaluate: EvaluateParams
+    run: RunParams
+
+    @property
+    def sizes(self) -> ModelSize:
+        """The row of `model.sizes` that `model.size` names."""
+        return self.model.sizes[self.model.size]
+
+
+def load(overrides: list[str] | None = None, file: Path = ROOT / "params.yaml") -> Params:
+    """params.yaml with Hydra overrides (`pretrain.steps=10`), typed and checked.
+
+    Raises:
+        ConfigError: with one line that names the key and the remedy.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not file.exists():
+        raise ConfigError(f"{file} does not exist; `git checkout params.yaml` brings the default back.")
+    if "${" in file.read_text():
+        raise ConfigError(f"{file.name} holds an interpolation (${{...}}), which DVC cannot follow; write the value out.")
+    try:
+        with initialize_config_dir(str(file.parent), version_base="1.3"):
+            raw = OmegaConf.to_container(compose(file.stem, overrides=overrides or []))
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__ or error
+        raise ConfigError(f"{file.name}: {' '.join(str(cause).split())}") from None
+    return parse(raw)
+
+
+def parse(raw: object) -> Params:
+    """A tree of plain values as parameters, typed and checked.
+
+    Raises:
+        ConfigError: with one line that names the key and the remedy.
+    """
+    params = build(Params, raw)
+    _check(params)
+    return params
+
+
+def _check(p: Params) -> None:
+    """What no single key can say."""
+    if p.model.size not in p.model.sizes:
+        raise ConfigError(f"model.size={p.model.size} is not known; model.sizes has {', '.join(p.model.sizes)}.")
+    for name in ("encoder", "decoder", "text"):
+        part: TransformerSize = getattr(p.sizes, name)
+        key = f"model.sizes.{p.model.size}.{name}"
+        step = part.heads if name == "text" else 4 * part.heads
+        if part.width % step:
+            raise ConfigError(f"{key}.width={part.width} does not divide by {step}, as heads={part.heads} needs.")
+    if p.dit.width % (4 * p.dit.heads):
+        raise ConfigError(f"dit.width={p.dit.width} does not divide by {4 * p.dit.heads}, as dit.heads={p.dit.heads} needs.")
+    views = p.pretrain.views
+    for key, pixels in (
+        ("data.image_size", p.data.image_size),
+        ("pretrain.views.global_size", views.global_size),
+        ("pretrain.views.local_size", views.local_size),
+    ):
+        if pixels % p.tokenizer.patch:
+            raise ConfigError(f"{key}={pixels} is not a multiple of tokenizer.patch={p.tokenizer.patch}.")
+    grid = p.data.image_size // p.tokenizer.patch
+    if grid % p.dit.patch:
+        raise ConfigError(f"dit.patch={p.dit.patch} does not divide the latent grid of {grid} x {grid}.")
+    for key in ("ssl_batch", "reconstruction_batch"):
+        part_batch = getattr(p.pretrain, key)
+        if p.pretrain.batch % part_batch:
+            raise ConfigError(f"pretrain.{key}={part_batch} does not divide pretrain.batch={p.pretrain.batch}; use a divisor.")
+    if p.data.source != "scenes" and p.data.path is None:
+        raise ConfigError(f"data.path is null; data.source={p.data.source} needs the absolute path of its files.")
+    if p.data.path is not None and not Path(p.data.path).is_absolute():
+        raise ConfigError(f"data.path={p.data.path} must be absolute, or a copy of the checkout would not find it.")
+    if p.data.source == "scenes" and (p.data.train_samples is None or p.data.validation_samples is None):
+        raise ConfigError("data.train_samples and data.validation_samples must be numbers for data.source=scenes.")
+    low, high = p.pretrain.ssl.mask_ratio
+    if low > high:
+        raise ConfigError(f"pretrain.ssl.mask_ratio=[{low}, {high}] must rise.")
+    if p.run.save_every % p.run.log_every:
+        raise ConfigError(f"run.save_every={p.run.save_every} is not a multiple of run.log_every={p.run.log_every}.")
+    for key, needed in (
+        ("pretrain.weights", {"clip", "dino", "ibot", "koleo", "l1", "lpips"}),
+        ("finetune_decoder.weights", {"l1", "lpips", "adversarial", "lecam"}),
+        ("dit.weights", {"velocity", "cosine"}),
+    ):
+        section, _ = key.split(".")
+        given = set(getattr(p, section).weights)
+        if given != needed:
+            odd = ", ".join(sorted(given ^ needed))
+            raise ConfigError(f"{key} must name exactly {', '.join(sorted(needed))}; look at {odd}.")

@@ -1,0 +1,62 @@
+"""Optimizers, their groups and rates, and averaged copies."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vtp.config import OptimizerParams
+from vtp.schedules import rate
+from vtp.tasks.base import Average, Phase, Task
+
+
+def optimizers(task: Task) -> dict[str, torch.optim.AdamW]:
+    """One AdamW per phase. Weight decay falls on matrices only: not on norms, biases, tokens, scales."""
+    return {phase.name: _adamw(trained(phase), phase.optimizer) for phase in task.phases}
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Everything an optimizer updates."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _adamw(parameters: list[nn.Parameter], options: OptimizerParams) -> torch.optim.AdamW:
+    decayed = [p for p in parameters if p.squeeze().dim() >= 2]
+    plain = [p for p in parameters if p.squeeze().dim() < 2]
+    groups = [
+        {"params": decayed, "weight_decay": options.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=options.rate, betas=options.betas, fused=True)
+
+
+def trained(phase: Phase) -> list[nn.Parameter]:
+    """The parameters a phase updates, each once, in the order of its modules; what is frozen from the start stays out."""
+    found = {id(p): p for module in phase.modules for p in module.parameters() if p.requires_grad}
+    return list(found.values())
+
+
+def set_rate(optimizer: torch.optim.Optimizer, options: OptimizerParams, step: int, steps: int) -> None:
+    """Give every group this step's learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate(options, step, steps)
+
+
+def clip(parameters: list[nn.Parameter], most: float | None) -> Tensor:
+    """Scale the gradients to a global norm of at most `most`; the norm before that, a 0-d tensor."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm(grads)
+    if most is not None:
+        torch._foreach_mul_(grads, (most / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+@torch.no_grad()
+def average(pair: Average, step: int) -> None:
+    """Move `target` towards `source`, parameters by the decay and buffers outright."""
+    weight = 1 - pair.decay(step)
+    targets: list[Tensor] = list(pair.target.parameters())
+    sources: list[Tensor] = list(pair.source.parameters())
+    torch._foreach_lerp_(targets, sources, weight)
+    for target, source in zip(pair.target.buffers(), pair.source.buffers(), strict=True):
+        target.copy_(source)

@@ -1,0 +1,73 @@
+"""A training as a stage runs it: the loop, with its device, checkpoints and tracker put together."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vtp import dist
+from vtp.config import RunParams
+from vtp.engine.checkpoint import Checkpoints
+from vtp.engine.loop import Batches, fit
+from vtp.provenance import Run
+from vtp.tasks.base import Task
+from vtp.tracking import Track
+
+
+def start(how: RunParams) -> torch.device:
+    """The device of `run.device` (`auto` takes a GPU where there is one), with threads set and the process group joined.
+
+    Raises:
+        ValueError: `cuda` was asked for and is not there.
+    """
+    if how.threads is not None:
+        torch.set_num_threads(how.threads)
+    if how.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("run.device=cuda, but torch sees no GPU; use run.device=auto or cpu.")
+    if how.device == "cpu" or not torch.cuda.is_available():
+        device = torch.device("cpu")
+    else:
+        torch.set_float32_matmul_precision("high")
+        device = torch.device("cuda", dist.local_rank())
+        torch.cuda.set_device(device)
+    dist.start(device)
+    return device
+
+
+def train(task: Task, batches: Batches, run: Run, how: RunParams, *, seed: int, device: torch.device) -> list[dict[str, float]]:
+    """Train `task` from its newest checkpoint under `run.work` to its last step; returns its curves."""
+    with open_track(run, how) as track:
+
+        def picture(name: str, pictures: Tensor, step: int) -> None:
+            if dist.is_main():
+                # The first half above the second: originals above what became of them.
+                sheet = torch.cat([torch.cat(list(row), dim=2) for row in pictures.chunk(2)], dim=1)
+                track.picture(name, (sheet * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy(), step)
+
+        history = fit(
+            task,
+            batches,
+            seed=seed,
+            device=device,
+            checkpoints=Checkpoints(run.work / "checkpoints", how.save_every),
+            track=track,
+            picture=picture,
+            log_every=how.log_every,
+            picture_every=how.picture_every,
+            compiled=how.compile,
+        )
+        track.final({name: value for name, value in history[-1].items() if name != "step"})
+    return history
+
+
+def open_track(run: Run, how: RunParams) -> Track:
+    """The tracker of a stage's run."""
+    return Track.open(
+        run.stage.name,
+        run.key,
+        main=run.main,
+        variant=run.variant,
+        parameters=run.parameters,
+        run_name=how.name,
+        tags=how.tags,
+    )

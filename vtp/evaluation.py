@@ -1,0 +1,168 @@
+"""A trained tokenizer and its samples held against pictures: what the metrics are computed from, and under which names.
+
+Numbers in Inception's features are called FID; in the metric network's they are Frechet distances, `rfd` and `gfd`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vtp.config import EvaluateParams
+from vtp.data.captions import tokenize
+from vtp.data.shards import Prepared, Split
+from vtp.metrics.features import extract
+from vtp.metrics.generation import Describe, compare, frechet, inception
+from vtp.metrics.reconstruction import psnr, ssim
+from vtp.metrics.understanding import (
+    accuracy,
+    factor_accuracy,
+    linear_probe,
+    zero_shot_classifier,
+    zero_shot_predictions,
+)
+from vtp.models.metric_network import MetricNetwork
+from vtp.models.tokenizer import VisualTokenizer
+
+Values = dict[str, float | int | None]
+
+
+def describer(features: str, folder: Path, device: torch.device) -> Describe:
+    """The network in whose features pictures are compared: the one trained here, or Inception from disk."""
+    if features == "inception":
+        return inception(device)
+    return MetricNetwork.from_pretrained(folder).to(device).describe
+
+
+def understanding(tokenizer: VisualTokenizer, data: Prepared, params: EvaluateParams, device: torch.device, seed: int) -> Values:
+    """Zero-shot and linear-probe accuracy on the validation pictures, each also by factor where classes have factors.
+
+    The trunk's feature is the class token beside the mean of the patches; the bottleneck's is the mean latent, all that a diffusion
+    transformer is given. Zero-shot numbers are None for a tokenizer trained without captions.
+    """
+    classes = data.classes
+    factors = sorted(classes[0].factors)
+    values: Values = {"num_classes": len(classes)}
+    values |= {f"num_{name}s": len({entry.factors[name] for entry in classes}) for name in factors}
+    described = {split: _describe(tokenizer, getattr(data, split), params, device) for split in ("train", "validation")}
+    truth = data.validation.labels
+
+    def record(name: str, predicted: Tensor | None) -> None:
+        values[f"{name}_top1"] = None if predicted is None else accuracy(predicted, truth)
+        for factor in factors:
+            by_class = [entry.factors for entry in classes]
+            values[f"{name}_{factor}_top1"] = None if predicted is None else factor_accuracy(predicted, truth, by_class, factor)
+
+    guessed = None
+    if tokenizer.options.text is not None:
+        prompts = _prompts([entry.name for entry in classes], params.templates, tokenizer, device)
+        guessed = zero_shot_predictions(described["validation"]["image"], zero_shot_classifier(prompts))
+    record("zero_shot", guessed)
+    for kind in ("trunk", "bottleneck"):
+        train = described["train"][kind].to(device)
+        labels = data.train.labels[_spread(data.train, params.probe.max_samples)].to(device)
+        probe = linear_probe(train, labels, len(classes), params.probe, seed)
+        record(
+            "linear_probe" if kind == "trunk" else f"linear_probe_{kind}",
+            probe.predict(described["validation"][kind].to(device)).cpu(),
+        )
+    return values
+
+
+def _spread(split: Split, most: int) -> Tensor:
+    """At most `most` rows of a split, evenly spread."""
+    count = min(len(split), most)
+    return torch.arange(count) * len(split) // count
+
+
+def _describe(tokenizer: VisualTokenizer, split: Split, params: EvaluateParams, device: torch.device) -> dict[str, Tensor]:
+    rows = _spread(split, params.probe.max_samples if split.name == "train" else len(split))
+    widths: dict[str, int] = {}
+
+    def features(pictures: Tensor) -> Tensor:
+        found = tokenizer.features(pictures / 255)
+        parts = {
+            "trunk": torch.cat([found.cls, found.patches.mean(1)], dim=1),
+            "bottleneck": tokenizer.encoder.bottleneck(found.patches).mean(1),
+        }
+        if tokenizer.options.text is not None:
+            parts["image"] = tokenizer.project(found)
+        widths.update({name: part.shape[1] for name, part in parts.items()})
+        return torch.cat([part.float() for part in parts.values()], dim=1)
+
+    table = extract(features, lambda i: split.image(int(rows[i])), len(rows), batch=params.batch, device=device)
+    return dict(zip(widths, table.split(list(widths.values()), dim=1), strict=True))
+
+
+def _prompts(names: Sequence[str], templates: Sequence[str], tokenizer: VisualTokenizer, device: torch.device) -> Tensor:
+    """Text features of every class under every template: (classes, templates, T)."""
+    assert tokenizer.options.text is not None
+    texts = [template.format(name) for name in names for template in templates]
+    tokens = tokenize(texts, tokenizer.options.text.context_length).to(device)
+    features = torch.cat([tokenizer.encode_text(rows) for rows in tokens.split(1024)])
+    return features.float().cpu().unflatten(0, (len(names), len(templates)))
+
+
+def reconstruction(
+    tokenizer: VisualTokenizer,
+    split: Split,
+    describe: Describe,
+    distance: Callable[[Tensor, Tensor], Tensor],
+    params: EvaluateParams,
+    device: torch.device,
+) -> Values:
+    """PSNR (dB), SSIM, perceptual distance and Frechet distance of decoded pictures to all pictures of a split, unrounded."""
+
+    def measure(pictures: Tensor) -> Tensor:
+        pixels = pictures / 255
+        decoded = tokenizer.decode(tokenizer.encode(pixels)).float().clamp(0, 1)
+        each = torch.stack(
+            [psnr(decoded, pixels), ssim(decoded, pixels), distance(2 * decoded - 1, 2 * pixels - 1).float()], dim=1
+        )
+        features = [describe(shown)[0].float() for shown in (pictures, to_uint8(decoded))]
+        return torch.cat([each, *features], dim=1)
+
+    table = extract(measure, split.image, len(split), batch=params.batch, device=device)
+    width = (table.shape[1] - 3) // 2
+    means = table[:, :3].double().mean(0).tolist()
+    return {
+        "psnr": means[0],
+        "ssim": means[1],
+        "distance": means[2],
+        "rfid" if params.features == "inception" else "rfd": frechet(table[:, 3 : 3 + width], table[:, 3 + width :]),
+    }
+
+
+def decoded(tokenizer: VisualTokenizer, latents: Tensor, batch: int, device: torch.device) -> Tensor:
+    """Latents (n, C, h, w) as 8-bit pictures: uint8 (n, 3, H, W) on the CPU."""
+    return torch.cat([to_uint8(tokenizer.decode(rows.to(device)).float()).cpu() for rows in latents.split(batch)])
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Pixels in [0, 1], clamped and rounded to the nearest of 256 levels."""
+    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def generation(
+    samples: Tensor, gaussian: Tensor, reference: Tensor, describe: Describe, params: EvaluateParams, device: torch.device
+) -> Values:
+    """Distances of samples to as many real pictures, and of decoded noise with the latents' channel statistics.
+
+    Args:
+        samples, gaussian, reference: uint8 (n, 3, H, W).
+    """
+    found = compare(samples, reference, describe, batch=params.batch, device=device)
+    floor = compare(gaussian, reference, describe, batch=params.batch, device=device)
+    name = "gfid" if params.features == "inception" else "gfd"
+    return {
+        name: found["frechet"],
+        f"{name}_gaussian": floor["frechet"],
+        "inception_score" if params.features == "inception" else "inception_style_score": found["score"],
+        "precision": found["precision"],
+        "recall": found["recall"],
+        "kid": found["kid"],
+        "samples": len(samples),
+    }

@@ -1,0 +1,212 @@
+"""The transformer block shared by encoder and decoder: pre-norm, axial RoPE, SwiGLU or MLP, optional QK-norm and LayerScale.
+
+Attention and RoPE in the manner of DINOv3 (arXiv 2508.10104): coordinates in (-1, 1), each axis normalised by its own side.
+Letters: B batch, N tokens, P prefix tokens (class, registers) in front, D width, d head width, h w patch grid.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """What a block is made of.
+
+    Attributes:
+        width: D.
+        heads: D must be a multiple of 4 x heads, or RoPE cannot split it.
+        mlp_ratio: hidden width over D, before the SwiGLU reduction by 2/3.
+        ffn: mlp | swiglu | swiglu32 | swiglu64 | swiglu128; the number is the alignment of the hidden width.
+        norm: rmsnorm (eps 1e-5) | layernorm (eps 1e-6) | layernormbf16 (eps 1e-5).
+        qk_norm: RMS-normalise queries and keys per head.
+        layer_scale: start value of LayerScale; 0 leaves it out.
+        rope: dtype in which the table is made and applied: float32 | bfloat16 (the published weights').
+    """
+
+    width: int
+    heads: int
+    mlp_ratio: float
+    ffn: str
+    norm: str
+    qk_norm: bool
+    layer_scale: float
+    rope: str
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight with float32 statistics (arXiv 1910.07467)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, eps=1e-5).to(x.dtype) * self.weight.to(x.dtype)
+
+
+def norm_layer(kind: str, width: int) -> nn.Module:
+    """The normalisation called `kind`.
+
+    Raises:
+        ValueError: the kind is not known.
+    """
+    if kind == "rmsnorm":
+        return RMSNorm(width)
+    if kind in ("layernorm", "layernormbf16"):
+        return nn.LayerNorm(width, eps=1e-6 if kind == "layernorm" else 1e-5)
+    raise ValueError(f"norm {kind!r} is not known; choose rmsnorm, layernorm or layernormbf16.")
+
+
+class Rope(nn.Module):
+    """Axial rotary position embedding: the sine and cosine table of a patch grid, made once per resolution.
+
+    Half of the head width turns with the row, half with the column; pairs are (i, i + d/2).
+    """
+
+    periods: Tensor
+
+    def __init__(self, head_width: int, dtype: str) -> None:
+        super().__init__()
+        self.head_width = head_width
+        self.dtype = getattr(torch, dtype)
+        self.register_buffer("periods", self._periods())
+        self._tables: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+    def _periods(self) -> Tensor:
+        # The official files store the periods as bfloat16, so the float32 table starts from the rounded values as well.
+        steps = torch.arange(self.head_width // 4, dtype=torch.bfloat16)
+        return 100.0 ** (2 * steps / (self.head_width // 2))
+
+    def forward(self, h: int, w: int) -> tuple[Tensor, Tensor]:
+        """Sine and cosine, each (h * w, d), row-major over the grid."""
+        key = (h, w, self.periods.device, self.dtype)
+        if key not in self._tables:
+            self._tables[key] = self._table(h, w)
+        return self._tables[key]
+
+    @torch.no_grad()
+    def _table(self, h: int, w: int) -> tuple[Tensor, Tensor]:
+        device, dtype = self.periods.device, self.dtype
+        axes = [(torch.arange(0.5, side, device=device, dtype=dtype) / side) * 2 - 1 for side in (h, w)]
+        coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
+        angles = 2 * math.pi * coordinates[:, :, None] / self.periods.to(dtype)
+        angles = angles.flatten(1).tile(2)
+        return angles.sin(), angles.cos()
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor], prefix: int) -> Tensor:
+    """Turn the patch tokens of queries or keys (B, heads, P + n, d); the P tokens in front have no place and stay."""
+    sin, cos = table
+    dtype = x.dtype
+    x = x.to(sin.dtype)
+    front, x = x[..., :prefix, :], x[..., prefix:, :]
+    left, right = x.chunk(2, dim=-1)
+    x = x * cos + torch.cat((-right, left), dim=-1) * sin
+    return torch.cat((front, x), dim=-2).to(dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused projection, rows ordered queries | keys | values."""
+
+    def __init__(self, options: BlockOptions) -> None:
+        super().__init__()
+        width, self.heads = options.width, options.heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        if options.qk_norm:
+            self.q_norm = RMSNorm(width // self.heads)
+            self.k_norm = RMSNorm(width // self.heads)
+        self.qk_norm = options.qk_norm
+
+    def forward(self, x: Tensor, table: tuple[Tensor, Tensor], prefix: int) -> Tensor:
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, table, prefix), rotate(k, table, prefix)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, width))
+
+
+class SwiGLU(nn.Module):
+    """w3(silu(w1 x) * w2 x) (arXiv 2002.05202)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(width, hidden)
+        self.w2 = nn.Linear(width, hidden)
+        self.w3 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w3(F.silu(self.w1(x)) * self.w2(x))
+
+
+class Mlp(nn.Module):
+    """fc2(gelu(fc1 x)), exact GELU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+def feed_forward(options: BlockOptions) -> nn.Module:
+    """The feed-forward layer called `options.ffn`; SwiGLU takes 2/3 of the hidden width, rounded up to its alignment."""
+    hidden = int(options.width * options.mlp_ratio)
+    if options.ffn == "mlp":
+        return Mlp(options.width, hidden)
+    align = int(options.ffn.removeprefix("swiglu") or 8)
+    return SwiGLU(options.width, -(-int(hidden * 2 / 3) // align) * align)
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel (arXiv 2103.17239)."""
+
+    def __init__(self, width: int, start: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """x + ls1(attn(norm1 x)), then x + ls2(mlp(norm2 x)).
+
+    `keep` switches whole residual branches off per sample (stochastic depth, arXiv 1603.09382): (B, 2) factors, 0 for a dropped
+    branch and 1 / (1 - rate) for a kept one, drawn by the caller so that no module draws.
+    """
+
+    def __init__(self, options: BlockOptions) -> None:
+        super().__init__()
+        self.norm1 = norm_layer(options.norm, options.width)
+        self.attn = Attention(options)
+        self.norm2 = norm_layer(options.norm, options.width)
+        self.mlp = feed_forward(options)
+        scale = options.layer_scale
+        self.ls1 = LayerScale(options.width, scale) if scale else nn.Identity()
+        self.ls2 = LayerScale(options.width, scale) if scale else nn.Identity()
+
+    def forward(self, x: Tensor, table: tuple[Tensor, Tensor], prefix: int, keep: Tensor | None = None) -> Tensor:
+        attended = self.ls1(self.attn(self.norm1(x), table, prefix))
+        x = x + (attended if keep is None else attended * keep[:, 0, None, None].to(x.dtype))
+        transformed = self.ls2(self.mlp(self.norm2(x)))
+        return x + (transformed if keep is None else transformed * keep[:, 1, None, None].to(x.dtype))
+
+
+def init_linear(module: nn.Module, generator: torch.Generator) -> None:
+    """Truncated normal weights (std 0.02) and zero biases for every linear layer and 1 x 1 convolution below `module`."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

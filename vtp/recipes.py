@@ -1,0 +1,82 @@
+"""Recipes: small override files that are applied onto params.yaml, whose comments and order stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vtp.artifacts import aside
+from vtp.config import ROOT, parse
+from vtp.typed import ConfigError
+
+FOLDER = ROOT / "recipes"
+
+
+def names() -> list[str]:
+    """The recipes there are."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def apply(name: str, overrides: tuple[str, ...] = (), file: Path = ROOT / "params.yaml") -> list[str]:
+    """Write the values of recipe `name`, then `overrides` (`data.path=/here`), into `file`; return the keys that changed.
+
+    A recipe may say `based_on: other`, which is applied first. The result is checked before the file is replaced.
+
+    Raises:
+        ConfigError: no such recipe, a key that params.yaml does not have, or values that do not pass the schema.
+    """
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.width = 130
+    yaml.preserve_quotes = True
+    tree = yaml.load(file.read_text())
+    changed = []
+    for values in [*_chain(name), *map(_parsed, overrides)]:
+        for key, value in _leaves(values, tree, name):
+            *path, last = key.split(".")
+            table = tree
+            for part in path:
+                table = table[part]
+            if table.get(last) != value:
+                table[last] = value
+                changed.append(key)
+    parse(tree)
+    with aside(file) as temporary, temporary.open("w") as out:
+        yaml.dump(tree, out)
+    return changed
+
+
+def _chain(name: str) -> list[dict[str, Any]]:
+    import yaml
+
+    file = FOLDER / f"{name}.yaml"
+    if not file.exists():
+        raise ConfigError(f"there is no recipe {name}; recipes are {', '.join(names())}.")
+    values = yaml.safe_load(file.read_text())
+    base = values.pop("based_on", None)
+    return [*(_chain(base) if base else []), values]
+
+
+def _parsed(override: str) -> dict[str, Any]:
+    import yaml
+
+    key, separator, value = override.partition("=")
+    if not separator:
+        raise ConfigError(f"{override} is not of the form key=value.")
+    tree: Any = yaml.safe_load(value)
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    return tree
+
+
+def _leaves(values: Mapping[str, Any], tree: Mapping[str, Any], name: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if key not in tree:
+            raise ConfigError(f"recipe {name}: {path} is not a parameter of params.yaml.")
+        if isinstance(value, Mapping):
+            yield from _leaves(value, tree[key], name, f"{path}.")
+        else:
+            yield path, value
