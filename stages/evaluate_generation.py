@@ -42,7 +42,9 @@ def main(params: Params) -> None:
             track.final({key: value for key, value in values.items() if value is not None})
         with run.out() as folder:
             if dist.is_main():
-                shown = torch.arange(32) * data.num_classes // 32 % count
+                # Spread over the classes, every other row one further, so that no regular pattern of labels is missed.
+                row = torch.arange(32)
+                shown = (row * data.num_classes // 32 + row // 4 % 2) % min(count, data.num_classes)
                 names = [data.classes[int(label)].name for label in made["labels"][shown]]
                 save_png(folder / "samples.png", captioned(samples[shown], names, 8))
         run.metrics("generation", values)

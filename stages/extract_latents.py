@@ -28,7 +28,7 @@ def main(params: Params) -> None:
             autocast(device),
         ):
             writer = LatentWriter(folder, shard_samples=params.latents.shard_samples)
-            bar = track.bar(len(mine))
+            bar = track.bar(-(-len(mine) // params.latents.batch))
             for rows in mine.split(params.latents.batch):
                 batch = data.train.rows(rows)
                 pixels = batch["images"].to(device) / 255

@@ -28,8 +28,8 @@ def main(params: Params) -> None:
         shape = (options.latent_channels, options.grid, options.grid)
         made = []
         with open_track(run, params.run) as track, torch.inference_mode(), autocast(device):
-            bar = track.bar(p.samples)
             mine = torch.arange(p.samples)[dist.rows(p.samples, "sample.samples")]
+            bar = track.bar(-(-len(mine) // p.batch))
             for rows in mine.split(p.batch):
                 # Each picture has noise of its own, whatever its batch and rank.
                 noise = torch.stack([torch.randn(shape, generator=generator(params.seed, "sample", int(i))) for i in rows])
@@ -38,8 +38,7 @@ def main(params: Params) -> None:
                     model, chosen, options.num_classes, scale=p.guidance_scale, interval=p.guidance_interval
                 )
                 made.append(sampling.integrate(velocity, noise.to(device), grid, p.solver).float().cpu() * std + mean)
-                for _ in rows:
-                    bar.advance(1)
+                bar.advance(len(rows))
             bar.close()
         latents = dist.gather(torch.cat(made).to(device))
         with run.out() as folder:

@@ -41,7 +41,7 @@ LAYERS = {
 }
 FROZEN = ("vtp.models.frozen", "vtp.models.metric_network")
 WRAPPED = {
-    "mlflow": {"vtp/tracking_mlflow.py"},
+    "mlflow": {"vtp/tracking_mlflow.py", "vtp/tracking_upload.py"},
     "torch.distributed": {"vtp/dist.py", "vtp/artifacts.py", "vtp/engine/parallel.py"},
     "timm": {"vtp/models/metric_network.py", "vtp/models/discriminator.py"},
     "open_clip": {"vtp/data/captions.py"},

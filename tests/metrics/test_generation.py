@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vtp import seeding
 from vtp.metrics.generation import compare, frechet, inception
+from vtp.models.frozen import INCEPTION
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "image_ops" / "io.safetensors"
 
@@ -97,3 +98,20 @@ def test_refuses_what_cannot_be_measured(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="weights-inception-2015-12-05"):
         inception()
+
+
+def test_inception_describes_pictures_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    loaded: list[dict[str, Tensor]] = []
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: loaded.append(state))
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"marker": torch.ones(1)}, tmp_path / "checkpoints" / INCEPTION)
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        features, logits = inception()(pictures(0, count=2))
+    assert features.shape == (2, 2048)
+    assert logits.shape == (2, 1008)
+    assert [list(given) for given in loaded] == [["marker"]]
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -44,3 +46,12 @@ def test_pixels_are_normalised_inside() -> None:
 def test_unknown_model() -> None:
     with pytest.raises(ValueError, match=r"evaluate\.metric_network\.model=test_resnett .* test_resnet\?"):
         network(model="test_resnett")
+
+
+def test_saved_and_read_back(tmp_path: Path) -> None:
+    judge = network(seed=3)
+    judge.save_pretrained(tmp_path)
+    read = MetricNetwork.from_pretrained(tmp_path)
+    assert not read.training
+    assert not any(parameter.requires_grad for parameter in read.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(read.describe(PICTURES), judge.describe(PICTURES), strict=True))

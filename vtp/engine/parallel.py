@@ -49,7 +49,9 @@ def _average(grads: list[Tensor]) -> None:
 
 
 def compile_blocks(models: nn.Module) -> None:
-    """Compile every transformer block in place; parameter names stay as they are."""
+    """Compile every transformer block in place for each shape it meets; parameter names stay as they are."""
+    # One compiled block serves all blocks of its kind, so the limit counts shapes: views x with and without gradient x kinds.
+    torch._dynamo.config.recompile_limit = 64
     for module in models.modules():
         for block in getattr(module, "blocks", ()):
-            block.compile()
+            block.compile(dynamic=False)

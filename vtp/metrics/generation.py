@@ -64,12 +64,15 @@ def inception(device: torch.device | str = "cpu") -> Describe:
     Raises:
         FileNotFoundError: its weights are not on disk.
     """
-    file = str(inception_file())
+    file = inception_file()
     from torch_fidelity.utils import create_feature_extractor
 
-    network = create_feature_extractor("inception-v3-compat", ["2048", "logits_unbiased"], False, file, verbose=False)
-    network.to(device)
-    return network
+    layers = ["2048", "logits_unbiased"]
+    with seeding.forked(0, "inception"):  # weights are drawn first and the file is loaded over them
+        network = create_feature_extractor(
+            "inception-v3-compat", layers, cuda=False, feature_extractor_weights_path=str(file), verbose=False
+        )
+    return network.to(device)
 
 
 def frechet(first: Tensor, second: Tensor) -> float:

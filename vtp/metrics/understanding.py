@@ -85,12 +85,14 @@ def linear_probe(train_x: Tensor, train_y: Tensor, num_classes: int, probe: Prob
     order = torch.randperm(count, generator=seeding.generator(seed, "probe")).to(train_x.device)
     held, rest = order[: count // 10], order[count // 10 :]
     best, chosen, start = -1.0, probe.penalties[0], None
-    for penalty in sorted(probe.penalties, reverse=True):
-        start = _fit(train_x[rest], train_y[rest], num_classes, penalty, probe.iterations, start)
-        right = accuracy(start.predict(train_x[held]), train_y[held])
-        if right > best:
-            best, chosen = right, penalty
-    return _fit(train_x, train_y, num_classes, chosen, probe.iterations, None)
+    # Autocast would go on using its first bfloat16 copy of weights that change within the block.
+    with torch.autocast(train_x.device.type, enabled=False):
+        for penalty in sorted(probe.penalties, reverse=True):
+            start = _fit(train_x[rest], train_y[rest], num_classes, penalty, probe.iterations, start)
+            right = accuracy(start.predict(train_x[held]), train_y[held])
+            if right > best:
+                best, chosen = right, penalty
+        return _fit(train_x, train_y, num_classes, chosen, probe.iterations, None)
 
 
 def _fit(x: Tensor, y: Tensor, num_classes: int, penalty: float, iterations: int, start: Probe | None) -> Probe:

@@ -39,6 +39,10 @@ class BlockOptions:
     rope: str
 
 
+Table = tuple[Tensor, Tensor]
+"""Sine and cosine of every token's angles, each (N, d)."""
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight with float32 statistics (arXiv 1910.07467)."""
 
@@ -76,22 +80,24 @@ class Rope(nn.Module):
         self.head_width = head_width
         self.dtype = getattr(torch, dtype)
         self.register_buffer("periods", self._periods())
-        self._tables: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._tables: dict[tuple, Table] = {}
 
     def _periods(self) -> Tensor:
         # The official files store the periods as bfloat16, so the float32 table starts from the rounded values as well.
         steps = torch.arange(self.head_width // 4, dtype=torch.bfloat16)
         return 100.0 ** (2 * steps / (self.head_width // 2))
 
-    def forward(self, h: int, w: int) -> tuple[Tensor, Tensor]:
-        """Sine and cosine, each (h * w, d), row-major over the grid."""
-        key = (h, w, self.periods.device, self.dtype)
+    def forward(self, h: int, w: int, prefix: int) -> Table:
+        """Sine and cosine, each (prefix + h * w, d), row-major over the grid; the tokens in front have no place and do not turn."""
+        key = (h, w, prefix, self.periods.device)
         if key not in self._tables:
-            self._tables[key] = self._table(h, w)
+            sin, cos = self._table(h, w)
+            still = sin.new_zeros(prefix, sin.shape[1])
+            self._tables[key] = torch.cat((still, sin)), torch.cat((still + 1, cos))
         return self._tables[key]
 
     @torch.no_grad()
-    def _table(self, h: int, w: int) -> tuple[Tensor, Tensor]:
+    def _table(self, h: int, w: int) -> Table:
         device, dtype = self.periods.device, self.dtype
         axes = [(torch.arange(0.5, side, device=device, dtype=dtype) / side) * 2 - 1 for side in (h, w)]
         coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
@@ -100,15 +106,13 @@ class Rope(nn.Module):
         return angles.sin(), angles.cos()
 
 
-def rotate(x: Tensor, table: tuple[Tensor, Tensor], prefix: int) -> Tensor:
-    """Turn the patch tokens of queries or keys (B, heads, P + n, d); the P tokens in front have no place and stay."""
+def rotate(x: Tensor, table: Table) -> Tensor:
+    """Turn queries and keys (..., N, d) to their tokens' places: pairs (i, i + d/2) by the angles of the table."""
     sin, cos = table
-    dtype = x.dtype
-    x = x.to(sin.dtype)
-    front, x = x[..., :prefix, :], x[..., prefix:, :]
-    left, right = x.chunk(2, dim=-1)
-    x = x * cos + torch.cat((-right, left), dim=-1) * sin
-    return torch.cat((front, x), dim=-2).to(dtype)
+    left, right = x.to(sin.dtype).chunk(2, dim=-1)
+    (sin_left, sin_right), (cos_left, cos_right) = sin.chunk(2, dim=-1), cos.chunk(2, dim=-1)
+    turned = (left * cos_left - right * sin_left, right * cos_right + left * sin_right)
+    return torch.cat(turned, dim=-1).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -124,12 +128,13 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(width // self.heads)
         self.qk_norm = options.qk_norm
 
-    def forward(self, x: Tensor, table: tuple[Tensor, Tensor], prefix: int) -> Tensor:
+    def forward(self, x: Tensor, table: Table) -> Tensor:
         batch, tokens, width = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        qk, v = qkv[:2], qkv[2]
         if self.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, table, prefix), rotate(k, table, prefix)
+            qk = torch.stack((self.q_norm(qk[0]), self.k_norm(qk[1])))
+        q, k = rotate(qk, table)
         x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(batch, tokens, width))
 
@@ -196,8 +201,8 @@ class Block(nn.Module):
         self.ls1 = LayerScale(options.width, scale) if scale else nn.Identity()
         self.ls2 = LayerScale(options.width, scale) if scale else nn.Identity()
 
-    def forward(self, x: Tensor, table: tuple[Tensor, Tensor], prefix: int, keep: Tensor | None = None) -> Tensor:
-        attended = self.ls1(self.attn(self.norm1(x), table, prefix))
+    def forward(self, x: Tensor, table: Table, keep: Tensor | None = None) -> Tensor:
+        attended = self.ls1(self.attn(self.norm1(x), table))
         x = x + (attended if keep is None else attended * keep[:, 0, None, None].to(x.dtype))
         transformed = self.ls2(self.mlp(self.norm2(x)))
         return x + (transformed if keep is None else transformed * keep[:, 1, None, None].to(x.dtype))

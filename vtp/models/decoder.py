@@ -49,9 +49,9 @@ class Decoder(nn.Module):
         """Input of the last layer, (B, D, h, w): what the adaptive GAN weight needs beside the output's gradient."""
         h, w = latents.shape[-2:]
         x = self.proj_in(latents).flatten(2).transpose(1, 2)
-        table = self.rope_embed(h, w)
+        table = self.rope_embed(h, w, 0)
         for block in self.blocks:
-            x = block(x, table, 0)
+            x = block(x, table)
         return self.norm(x).transpose(1, 2).unflatten(2, (h, w))
 
     def to_pixels(self, hidden: Tensor) -> Tensor:

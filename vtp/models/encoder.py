@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vtp.models.blocks import Block, BlockOptions, Rope, init_linear, norm_layer
+from vtp.models.blocks import Block, BlockOptions, Rope, Table, init_linear, norm_layer
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,11 @@ class Encoder(nn.Module):
         """
         x, table, prefix = self.embed(images, mask)
         for i, block in enumerate(self.blocks):
-            x = block(x, table, prefix, None if keep is None else keep[:, i])
+            x = block(x, table, None if keep is None else keep[:, i])
         x = self.norm(x)
         return Features(x[:, 0], x[:, prefix:])
 
-    def embed(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, Tensor], int]:
+    def embed(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Table, int]:
         """Tokens (B, P + N, D) that enter the first block, the RoPE table, and P."""
         h, w = (side // self.options.patch for side in images.shape[-2:])
         x = self.patch_embed(images)
@@ -108,14 +108,15 @@ class Encoder(nn.Module):
         front = [cls.expand(len(x), -1, -1).to(x.dtype)]
         if self.options.registers:
             front.append(self.storage_tokens.expand(len(x), -1, -1).to(x.dtype))
-        return torch.cat([*front, x], dim=1), self.rope_embed(h, w), 1 + self.options.registers
+        prefix = 1 + self.options.registers
+        return torch.cat([*front, x], dim=1), self.rope_embed(h, w, prefix), prefix
 
     def intermediate(self, images: Tensor, layers: list[int], normalize: bool) -> list[Features]:
         """Features after the blocks numbered in `layers`, in ascending order, with or without the final norm."""
         x, table, prefix = self.embed(images)
         found = []
         for i, block in enumerate(self.blocks):
-            x = block(x, table, prefix)
+            x = block(x, table)
             if i in layers:
                 y = self.norm(x) if normalize else x
                 found.append(Features(y[:, 0], y[:, prefix:]))
