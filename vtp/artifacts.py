@@ -1,4 +1,4 @@
-"""What stages hand to each other: safetensors and JSON in folders with a manifest, written aside and renamed, verified on load."""
+"""What stages hand to each other: safetensors and JSON in folders with a manifest; written aside, renamed, verified on load."""
 
 from __future__ import annotations
 

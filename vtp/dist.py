@@ -7,6 +7,7 @@ Rows of a global batch are dealt to ranks in contiguous slices: rank r of W hold
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 import torch.distributed as td
@@ -84,13 +85,13 @@ def mean(value: Tensor) -> Tensor:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, value: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor) -> Tensor:
         parts = [torch.empty_like(value) for _ in range(world())]
         td.all_gather(parts, value.contiguous())
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.contiguous()
         td.all_reduce(grad)
         return grad.chunk(world())[rank()]

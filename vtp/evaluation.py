@@ -40,8 +40,8 @@ def describer(features: str, folder: Path, device: torch.device) -> Describe:
 def understanding(tokenizer: VisualTokenizer, data: Prepared, params: EvaluateParams, device: torch.device, seed: int) -> Values:
     """Zero-shot and linear-probe accuracy on the validation pictures, each also by factor where classes have factors.
 
-    The trunk's feature is the class token beside the mean of the patches; the bottleneck's is the mean latent, all that a diffusion
-    transformer is given. Zero-shot numbers are None for a tokenizer trained without captions.
+    The trunk's feature is the class token beside the mean of the patches; the bottleneck's is the mean latent, all that a
+    diffusion transformer is given. Zero-shot numbers are None for a tokenizer trained without captions.
     """
     classes = data.classes
     factors = sorted(classes[0].factors)

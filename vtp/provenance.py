@@ -1,7 +1,7 @@
 """What a result depends on: the code a stage can reach, the parameters it lists, the inputs it reads.
 
-dvc.yaml is the one statement of a stage's dependencies. Its code dependencies are computed from imports (`make deps` writes them),
-and the same three things give a run its fingerprint, under which it keeps checkpoints: `runs/<stage>/<fingerprint>/`.
+dvc.yaml is the one statement of a stage's dependencies. Its code dependencies are computed from imports (`make deps` writes
+them), and the same three things give a run its fingerprint, under which it keeps checkpoints: `runs/<stage>/<fingerprint>/`.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(tmp_path):
     run(build("dit"), tmp_path)
     for folder in tmp_path.glob("step-*"):
         (folder / "optimizers.safetensors").unlink()
-    with pytest.raises(BrokenArtifact, match="optimizers.safetensors is missing"):
+    with pytest.raises(BrokenArtifact, match=r"optimizers\.safetensors is missing"):
         run(build("dit"), tmp_path)
 
 

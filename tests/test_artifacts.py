@@ -1,0 +1,69 @@
+"""Files are whole or absent, and what was changed behind our back is named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from vtp import artifacts
+from vtp.artifacts import BrokenArtifact
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x.json"
+    artifacts.save_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        artifacts.save_json(path, {"a": float("nan")})
+    assert artifacts.load_json(path) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_folder_leaves_nothing(tmp_path):
+
+    def fail() -> None:
+        with artifacts.folder_aside(tmp_path / "out") as folder:
+            (folder / "part").write_text("x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda path: path.unlink(), "is missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes, not"),
+        (lambda path: path.write_bytes(b"\x00" + path.read_bytes()[1:]), "sha256 differs"),
+    ],
+)
+def test_a_manifest_notices_what_happened_to_its_files(tmp_path, harm, words):
+    artifacts.save_tensors(tmp_path / "t.safetensors", {"a": torch.ones(3)})
+    artifacts.write_manifest(tmp_path, {"stage": "x"})
+    assert artifacts.read_manifest(tmp_path)["stage"] == "x"
+    harm(tmp_path / "t.safetensors")
+    with pytest.raises(BrokenArtifact, match=words):
+        artifacts.read_manifest(tmp_path)
+
+
+def test_tensors_are_the_same_bytes_in_every_process(tmp_path):
+    code = (
+        "import sys, torch; from pathlib import Path; from vtp.artifacts import save_tensors;"
+        "save_tensors(Path(sys.argv[1]), {'b': torch.ones(2), 'a': torch.zeros(3)}, {'z': 1, 'y': [2], 'x': 'w'})"
+    )
+    for name in ("one", "two"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=True)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_digest_sees_names_shapes_and_bits():
+    base = {"a": torch.zeros(2, 3), "b": torch.tensor(1.0)}
+    first = artifacts.tensors_digest(base)
+    assert artifacts.tensors_digest(dict(reversed(base.items()))) == first
+    assert artifacts.tensors_digest({**base, "a": torch.zeros(3, 2)}) != first
+    assert artifacts.tensors_digest({**base, "b": torch.tensor(1.0 + 1e-7)}) != first
+    assert artifacts.tensors_digest({"c": base["a"], "b": base["b"]}) != first
