@@ -49,7 +49,7 @@ def test_numbers_in_exponent_form_are_floats():
 
 def test_an_interpolation_is_refused(tmp_path):
     file = tmp_path / "params.yaml"
-    file.write_text((ROOT / "params.yaml").read_text().replace("batch: 128 ", "batch: ${pretrain.steps} ", 1))
+    file.write_text((ROOT / "params.yaml").read_text().replace("seed: 0", "seed: ${dit.steps}", 1))
     with pytest.raises(ConfigError, match="interpolation"):
         load(file=file)
 
