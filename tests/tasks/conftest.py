@@ -32,12 +32,14 @@ SMALL = [
     "pretrain.steps=6",
     # Everything that tuning the demo may change, so that stored losses do not hang on it.
     "pretrain.weights={clip: 1.0, dino: 1.0, ibot: 1.0, koleo: 0.1, l1: 1.0, lpips: 0.1}",
-    "pretrain.optimizer={rate: 1e-3, warmup: 2, cooldown: 2, final_rate: 0.05, betas: [0.9, 0.98], weight_decay: 0.05, clip: 3.0}",
+    "pretrain.optimizer={rate: 1e-3, warmup: 2, cooldown: 2, final_rate: 0.05, betas: [0.9, 0.98],"
+    " weight_decay: 0.05, clip: 3.0}",
     "pretrain.ssl.teacher_momentum={start: 0.98, end: 0.996, steps: 20}",
     "pretrain.ssl.teacher_temperature={start: 0.04, end: 0.07, steps: 10}",
     "finetune_decoder.weights={l1: 1.0, lpips: 0.5, adversarial: 0.5, lecam: 0.001}",
     "finetune_decoder.ema=0.97",
-    "finetune_decoder.optimizer={rate: 3e-4, warmup: 2, cooldown: 2, final_rate: 0.1, betas: [0.9, 0.95], weight_decay: 0.0, clip: 3.0}",
+    "finetune_decoder.optimizer={rate: 3e-4, warmup: 2, cooldown: 2, final_rate: 0.1, betas: [0.9, 0.95],"
+    " weight_decay: 0.0, clip: 3.0}",
     "finetune_decoder.discriminator_optimizer={rate: 3e-4, warmup: 2, cooldown: 2, final_rate: 0.1, betas: [0.5, 0.9],"
     " weight_decay: 0.0, clip: null}",
     "dit.ema=0.99",
