@@ -117,14 +117,14 @@ def test_the_pipeline_from_nothing_to_a_report(clone):
     change(clone, *TINY, "dit.steps=3")
     assert repro(clone) == {"train_dit", "sample", "evaluate_generation", "report"}
 
-    change(clone, *TINY, "finetune_decoder.weights.adversarial=0.4")
+    change(clone, *TINY, "finetune_decoder.weights.adversarial=0.123")
     assert repro(clone) >= {"finetune_decoder", "evaluate_tokenizer", "evaluate_generation", "report"}
     lock = (clone / "dvc.lock").read_text()
 
     change(clone, *TINY)
     assert repro(clone) <= {"report"}  # everything comes from the cache
 
-    change(clone, *TINY, "finetune_decoder.weights.adversarial=0.4")
+    change(clone, *TINY, "finetune_decoder.weights.adversarial=0.123")
     assert not repro(clone) & {"pretrain", "extract_latents", "train_dit", "sample"}
     assert (clone / "dvc.lock").read_text() == lock
 
