@@ -109,7 +109,7 @@ def test_the_pipeline_from_nothing_to_a_report(clone):
 
     start = time.monotonic()
     assert repro(clone) == set()
-    assert time.monotonic() - start < 6  # under 2 s on a quiet machine
+    assert time.monotonic() - start < 6  # room for a busy machine
 
     change(clone, *TINY, "run.workers=1", "run.picture_every=3")
     assert repro(clone) == set()
