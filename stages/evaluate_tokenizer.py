@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from vtp.config import ROOT, Params
-from vtp.provenance import entry, open_run
+from vtp.run import entry, open_run
 
 
 def main(params: Params) -> None:
-    with open_run("evaluate_tokenizer", params) as run:
+    with open_run("evaluate_tokenizer", params, launchable=True) as run:
         import torch
 
         from vtp import dist, evaluation

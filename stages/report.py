@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vtp.config import ROOT, Params
-from vtp.provenance import entry, open_run
+from vtp.run import entry, open_run
 
 TRAININGS = {
     "pretrain": "pretrain",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from vtp.config import ROOT, Params
-from vtp.provenance import entry, open_run
+from vtp.run import entry, open_run
 
 
 def main(params: Params) -> None:
-    with open_run("train_metric_network", params) as run:
+    with open_run("train_metric_network", params, launchable=True) as run:
         from vtp import dist
         from vtp.data.batches import Batches
         from vtp.data.shards import Prepared

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -73,13 +74,23 @@ def load_json(path: Path) -> Any:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any = None) -> None:
-    """Tensors into one safetensors file. `metadata` is stored as one JSON text: more keys than one have no stable order."""
+    """Tensors into one safetensors file. `metadata` is stored as one JSON text: more keys than one have no stable order.
+
+    Raises:
+        OSError: the disk is full, say; a file that was there before is unchanged.
+    """
     import safetensors.torch
 
     text = None if metadata is None else {"json": json.dumps(metadata)}
     ready = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     with aside(path) as temporary:
-        safetensors.torch.save_file(ready, temporary, text)
+        try:
+            safetensors.torch.save_file(ready, temporary, text)
+        except safetensors.SafetensorError as error:
+            # The library hides the system's error number in its text.
+            if number := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+            raise
         temporary.chmod(0o644)  # the library writes for the owner alone
 
 

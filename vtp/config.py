@@ -269,6 +269,8 @@ class RunParams:
     save_every: Count
     log_every: Count
     picture_every: Count
+    adopt: str | None
+    fresh: bool
     name: str | None
     tags: dict[str, str]
 
@@ -365,8 +367,6 @@ def _check(p: Params) -> None:
     low, high = p.pretrain.ssl.mask_ratio
     if low > high:
         raise ConfigError(f"pretrain.ssl.mask_ratio=[{low}, {high}] must rise.")
-    if p.run.save_every % p.run.log_every:
-        raise ConfigError(f"run.save_every={p.run.save_every} is not a multiple of run.log_every={p.run.log_every}.")
     for key, needed in (
         ("pretrain.weights", {"clip", "dino", "ibot", "koleo", "l1", "lpips"}),
         ("finetune_decoder.weights", {"l1", "lpips", "adversarial", "lecam"}),

@@ -6,6 +6,7 @@ Rows of a global batch are dealt to ranks in contiguous slices: rank r of W hold
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -43,6 +44,7 @@ def start(device: torch.device) -> None:
 def stop() -> None:
     """Leave the process group, if there is one."""
     if td.is_initialized():
+        _hosts.cache_clear()
         td.destroy_process_group()
 
 
@@ -81,6 +83,20 @@ def total(value: Tensor) -> Tensor:
 def mean(value: Tensor) -> Tensor:
     """Mean over ranks, without gradient."""
     return total(value) / world() if world() > 1 else value
+
+
+def any_rank(here: bool) -> bool:
+    """True if `here` is true on any rank; the ranks agree on it through a group of the hosts, which makes no device wait."""
+    if world() == 1:
+        return here
+    flag = torch.tensor(int(here))
+    td.all_reduce(flag, group=_hosts())
+    return bool(flag)
+
+
+@functools.cache
+def _hosts() -> td.ProcessGroup:
+    return td.new_group(backend="gloo")
 
 
 class _Gather(torch.autograd.Function):

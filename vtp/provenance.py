@@ -8,30 +8,24 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import fcntl
 import hashlib
 import json
-import logging
-import os
 import re
-import shutil
-import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vtp.artifacts import BrokenArtifact, digest, save_json, write_manifest
-from vtp.config import ROOT, ConfigError, Params, load
-
-log = logging.getLogger(__name__)
+from vtp.artifacts import BrokenArtifact, digest
+from vtp.config import ROOT, ConfigError, Params
 
 OBSERVERS = (
     "vtp/__init__.py",
     "vtp/config.py",
     "vtp/typed.py",
+    "vtp/lock.py",
     "vtp/provenance.py",
+    "vtp/run.py",
+    "vtp/stopping.py",
     "vtp/tracking.py",
     "vtp/tracking_upload.py",
     "vtp/tracking_mlflow.py",
@@ -131,11 +125,12 @@ def ingredients(stage: Stage, params: Params, root: Path = ROOT) -> dict[str, di
         if not path.is_file():
             raise BrokenArtifact(f"{path} is missing; `dvc repro {stage.name}` makes what it needs.")
         inputs[name] = digest(path)
-    return {
+    what = {
         "code": {name: digest(root / name) for name in stage.code},
         "params": {key: lookup(params, key) for key in stage.parameters},
         "inputs": inputs,
     }
+    return json.loads(json.dumps(what))  # as it is read back: JSON knows no tuples
 
 
 def fingerprint(what: dict[str, Any]) -> str:
@@ -143,103 +138,21 @@ def fingerprint(what: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class Run:
-    """One execution of a stage.
-
-    Attributes:
-        work: the folder for resumable state, below the main checkout.
-        key: the fingerprint.
-        variant: hash of `parameters`, everything in params.yaml that can change a result: one pipeline variant.
-    """
-
-    def __init__(self, stage: str, params: Params) -> None:
-        self.stage = Stage.read(stage, params)
-        self.what = ingredients(self.stage, params)
-        self.key = fingerprint(self.what)
-        self.parameters = what_parameters(params)
-        self.variant = fingerprint(self.parameters)
-        self.main = main_checkout()
-        self.work = self.main / "runs" / stage / self.key
-
-    @contextmanager
-    def out(self, about: dict[str, Any] | None = None) -> Iterator[Path]:
-        """A new folder, the same on all ranks, that becomes the stage's out if nothing changed under the stage while it ran."""
-        from vtp import dist
-
-        target = ROOT / self.stage.outs[0]
-        folder = target.with_name(f".{target.name}.new")
-        if dist.is_main():
-            self.check()
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-        dist.barrier()
-        yield folder
-        dist.barrier()
-        if dist.is_main():
-            write_manifest(folder, {"stage": self.stage.name, **(about or {})})
-            shutil.rmtree(target, ignore_errors=True)
-            folder.replace(target)
-        dist.barrier()
-
-    def metrics(self, name: str, values: dict[str, Any]) -> None:
-        """Write `reports/<name>.json`."""
-        from vtp import dist
-
-        if dist.is_main():
-            save_json(ROOT / "reports" / f"{name}.json", values)
-
-    def check(self) -> None:
-        """Compare code, parameters and inputs with what they were at the start.
-
-        Raises:
-            ConfigError: naming what was edited meanwhile. DVC would record the edit as what this run used.
-        """
-        now = ingredients(self.stage, load(_overrides()), ROOT)
-        changed = [name for kind in now for name in now[kind] if now[kind][name] != self.what[kind].get(name)]
-        if changed:
-            raise ConfigError(
-                f"{', '.join(changed)} changed while {self.stage.name} ran; nothing was written. "
-                f"Run it again: what was trained is kept under {self.work}."
-            )
-
-
-@contextmanager
-def open_run(stage: str, params: Params) -> Iterator[Run]:
-    """Take the stage's lock and record what it works from. A second run of the same work waits for the first."""
-    from vtp import dist
-
-    run = Run(stage, params)
-    if "DVC_STAGE" not in os.environ:
-        log.info("%s runs without DVC: its outs are written, and nothing records them", stage)
-    run.work.mkdir(parents=True, exist_ok=True)
-    if not dist.is_main():
-        yield run
-        return
-    with (run.work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("another process trains %s; waiting for it", run.work)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        save_json(run.work / "ingredients.json", run.what)
-        yield run
-
-
-def entry(main: Callable[[Params], None]) -> None:
-    """Run a stage's `main` with the checked parameters. What the user can mend is one line on stderr; exit status 1."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    stage = Path(sys.argv[0]).stem
-    try:
-        main(load(_overrides()))
-    except (ValueError, FileNotFoundError) as error:
-        trace = main_checkout() / "runs" / f"{stage}.traceback"
-        trace.parent.mkdir(exist_ok=True)
-        trace.write_text(traceback.format_exc())
-        raise SystemExit(f"{stage}: {error}  (details: {trace})") from None
-
-
-def _overrides() -> list[str]:
-    return sys.argv[1:]
+def differences(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
+    """What differs between two ingredients, a phrase each: names of files, and keys with both values."""
+    found = []
+    for kind in now:
+        for name in {**before.get(kind, {}), **now[kind]}:
+            old, new = before.get(kind, {}).get(name), now[kind].get(name)
+            if old == new:
+                continue
+            if kind == "params" and isinstance(old, dict) and isinstance(new, dict):
+                found += [
+                    f"{name}.{key} ({old.get(key)}, now {new.get(key)})" for key in {**old, **new} if old.get(key) != new.get(key)
+                ]
+            else:
+                found.append(f"{name} ({old}, now {new})" if kind == "params" else name)
+    return found
 
 
 def write_deps(file: Path = ROOT / "dvc.yaml") -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from tests.tasks.conftest import KINDS, batch_of, build
 from vtp.artifacts import BrokenArtifact
 from vtp.engine.checkpoint import Checkpoints
-from vtp.engine.loop import NotFinite, fit, settle
+from vtp.engine.loop import Batches, NotFinite, fit, means, settle
 from vtp.tasks.base import Task
 from vtp.tracking import Track
 
@@ -26,16 +28,18 @@ def batches(start: int, stop: int, *, killed_at: int | None = None):
         yield batch_of(step)
 
 
-def run(task: Task, folder: Path, *, killed_at: int | None = None) -> list[dict[str, float]]:
+def run(
+    task: Task, folder: Path, *, killed_at: int | None = None, made: Batches | None = None, log_every: int = 1
+) -> list[dict[str, float]]:
     return fit(
         task,
-        lambda start, stop: batches(start, stop, killed_at=killed_at),
+        made or (lambda start, stop: batches(start, stop, killed_at=killed_at)),
         seed=0,
         device=torch.device("cpu"),
         checkpoints=Checkpoints(folder, 2),
         track=Track("test", folder),
         picture=lambda name, pictures, step: None,
-        log_every=1,
+        log_every=log_every,
         picture_every=4,
         compiled=False,
     )
@@ -89,9 +93,56 @@ def test_a_loss_that_is_not_finite_names_step_and_term(tmp_path):
     assert not list(tmp_path.glob("step-*"))
 
 
-def test_settled_scalars_are_means_over_the_steps_that_have_them():
-    pending = [(0, {"a": torch.tensor(1.0)}), (1, {"a": torch.tensor(3.0), "b": torch.tensor(5.0)})]
-    assert settle(pending) == {"a": 2.0, "b": 5.0}
+def test_shown_scalars_are_means_over_the_steps_that_have_them():
+    recent = [(0, {"a": torch.tensor(1.0)}), (1, {"a": torch.tensor(3.0), "b": torch.tensor(5.0)}), (2, {})]
+    assert means(settle(recent)) == {"a": 2.0, "b": 5.0}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_signal_saves_between_two_steps_and_the_run_goes_on_to_the_same_bits(kind, number, tmp_path):
+    unbroken = build(kind)
+    history = run(unbroken, tmp_path / "unbroken", log_every=4)
+
+    def signalled(start: int, stop: int):
+        for step in range(start, stop):
+            if step == 2:
+                signal.raise_signal(number)  # comes while the batch of step 2 is made
+            yield batch_of(step)
+
+    with pytest.raises(SystemExit) as caught:
+        run(build(kind), tmp_path / "stopped", made=signalled, log_every=4)
+    assert caught.value.code == 75
+    assert [path.name for path in sorted((tmp_path / "stopped").glob("step-*"))][-1] == "step-00000003"
+    resumed = build(kind)
+    assert run(resumed, tmp_path / "stopped", log_every=4) == history  # the row over steps 1 to 4 counts those before the signal
+    for name, tensor in unbroken.models.state_dict().items():
+        assert torch.equal(tensor, resumed.models.state_dict()[name]), name
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_one_line(tmp_path):
+    run(build("pretrain"), tmp_path)
+    with pytest.raises(BrokenArtifact, match=r"checkpoint of another model: \d+ tensors differ, the first is .* run\.fresh"):
+        run(build("pretrain", "pretrain.ssl.prototypes=24"), tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="needs a limit on the size of files")
+def test_a_full_disk_leaves_the_checkpoint_before_it_whole(tmp_path):
+    task = build("dit")
+    with pytest.raises(Killed):
+        run(task, tmp_path, killed_at=3)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            run(build("dit"), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+    unbroken, resumed = build("dit"), build("dit")
+    assert run(resumed, tmp_path) == run(unbroken, tmp_path / "unbroken")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vtp import dist, seeding
+from vtp import dist, seeding, stopping
 from vtp.data.order import Order
 from vtp.data.shards import Split
 
@@ -35,10 +35,15 @@ class Batches:
             batch_size=None,
             sampler=range(start, stop),
             num_workers=self.workers,
+            worker_init_fn=_begin,
             prefetch_factor=4 if self.workers else None,
             generator=seeding.generator(self.seed, "loader"),  # otherwise it would draw from the global one
         )
         return iter(loader)
+
+
+def _begin(worker: int) -> None:
+    stopping.ignore()
 
 
 class _Steps(Dataset):

@@ -27,6 +27,8 @@ class State:
     optimizers: dict[str, torch.optim.AdamW]
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    pending: list[dict[str, float]] = field(default_factory=list)
+    """Scalars of the steps since the last row of `history`."""
 
 
 class Checkpoints:
@@ -45,7 +47,7 @@ class Checkpoints:
             with artifacts.folder_aside(self.folder / f"step-{state.step:08d}") as temporary:
                 artifacts.save_tensors(temporary / "models.safetensors", state.models.state_dict())
                 artifacts.save_tensors(temporary / "optimizers.safetensors", _flatten(state))
-                artifacts.save_json(temporary / "history.json", state.history)
+                artifacts.save_json(temporary / "history.json", {"rows": state.history, "pending": state.pending})
                 artifacts.write_manifest(temporary, {"step": state.step})
             for old in self._found()[: -self.keep]:
                 shutil.rmtree(old)
@@ -72,14 +74,29 @@ class Checkpoints:
             raise problem
 
     def _load(self, folder: Path, step: int, state: State) -> None:
-        state.models.load_state_dict(artifacts.load_tensors(folder / "models.safetensors"))
+        tensors = artifacts.load_tensors(folder / "models.safetensors")
+        _same_shapes(folder, tensors, state.models.state_dict())
+        state.models.load_state_dict(tensors)
         _unflatten(state, artifacts.load_tensors(folder / "optimizers.safetensors"))
-        state.history[:] = artifacts.load_json(folder / "history.json")
+        curves = artifacts.load_json(folder / "history.json")
+        state.history[:], state.pending[:] = curves["rows"], curves["pending"]
         state.step = step
         log.info("going on from step %d of %s", step, folder)
 
     def _found(self) -> list[Path]:
         return sorted(self.folder.glob("step-*")) if self.folder.exists() else []
+
+
+def _same_shapes(folder: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Refuse the checkpoint of another model in one line, where torch would take a page."""
+    theirs, ours = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (found, wanted))
+    odd = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    if odd:
+        name = odd[0]
+        raise artifacts.BrokenArtifact(
+            f"{folder} is the checkpoint of another model: {len(odd)} tensors differ, the first is {name} "
+            f"({theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here); run.fresh=true starts afresh."
+        )
 
 
 def _names(state: State) -> dict[int, str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from vtp import dist
+from vtp import dist, stopping
 from vtp.engine.checkpoint import Checkpoints, State
 from vtp.engine.optim import average, clip, optimizers, parameters_of, set_rate
 from vtp.engine.parallel import average_gradients, compile_blocks, same_start
@@ -51,6 +52,7 @@ def fit(
 
     Raises:
         NotFinite: naming the first step and term; nothing broken is ever saved.
+        Stopped: a signal asked for it; the step in which it came is done and saved.
     """
     task.to(device)
     same_start(task.models)
@@ -58,33 +60,42 @@ def fit(
     checkpoints.restore(state)
     if compiled:
         compile_blocks(task.models)
-    pending: list[tuple[int, dict[str, Tensor]]] = []
+    recent: list[tuple[int, dict[str, Tensor]]] = []
     bar = track.bar(task.steps, state.step)
-    for step, batch in zip(range(state.step, task.steps), batches(state.step, task.steps), strict=True):
-        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-        draws = Draws(seed, step, device)
-        scalars: dict[str, Tensor] = {}
-        for phase in task.phases:
-            scalars |= update(task, phase, state, batch, draws)
-        for pair in task.averages:
-            average(pair, step)
-        state.step = step + 1
-        pending.append((step, scalars))
-        loss = None
-        save = checkpoints.due(state.step, task.steps)
-        if save or state.step % log_every == 0:
-            # Numbers leave the device here only, so that the steps between queue up without waiting for it.
-            row = settle(pending)
-            pending.clear()
-            row["loss"] = loss = sum(task.weights[name] * value for name, value in row.items() if name in task.weights)
-            state.history.append({"step": state.step, **row})
-            track.scalars(state.step, row)
-        bar.advance(task.batch, loss)
-        if state.step % picture_every == 0 or state.step == task.steps:
-            for name, pictures in task.pictures(batch).items():
-                picture(name, pictures, state.step)
-        if save:
-            checkpoints.save(state)
+    with stopping.noted() as request:
+        for step, batch in zip(range(state.step, task.steps), batches(state.step, task.steps), strict=True):
+            batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+            draws = Draws(seed, step, device)
+            scalars: dict[str, Tensor] = {}
+            for phase in task.phases:
+                scalars |= update(task, phase, state, batch, draws)
+            for pair in task.averages:
+                average(pair, step)
+            state.step = step + 1
+            recent.append((step, scalars))
+            stop, last = dist.any_rank(request.made), state.step == task.steps
+            save, show = stop or checkpoints.due(state.step, task.steps), last or state.step % log_every == 0
+            loss = None
+            if save or show:
+                # Numbers leave the device here only, so that the steps between queue up without waiting for it.
+                state.pending += settle(recent)
+                recent.clear()
+            if show:
+                row = means(state.pending)
+                state.pending.clear()
+                row["loss"] = loss = sum(task.weights[name] * value for name, value in row.items() if name in task.weights)
+                state.history.append({"step": state.step, **row})
+                track.scalars(state.step, row)
+            bar.advance(task.batch, loss)
+            if last or state.step % picture_every == 0:
+                for name, pictures in task.pictures(batch).items():
+                    picture(name, pictures, state.step)
+            if save:
+                checkpoints.save(state)
+            if stop and not last:
+                bar.close()
+                log.info("asked to stop: step %d is saved, and the same command goes on from it", state.step)
+                raise stopping.Stopped
     bar.close()
     return state.history
 
@@ -126,25 +137,28 @@ def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def settle(pending: list[tuple[int, dict[str, Tensor]]]) -> dict[str, float]:
-    """Means of the pending scalars over steps and ranks.
+def settle(recent: list[tuple[int, dict[str, Tensor]]]) -> list[dict[str, float]]:
+    """The scalars of some steps as numbers, means over ranks.
 
     Raises:
         NotFinite: naming the first step and term that is NaN or infinite.
     """
-    names = list(dict.fromkeys(name for _, scalars in pending for name in scalars))
-    sums = dict.fromkeys(names, 0.0)
-    counts = dict.fromkeys(names, 0)
-    for step, scalars in pending:
-        if not scalars:
-            continue
-        values = dist.mean(torch.stack([value.detach().float() for value in scalars.values()])).tolist()
-        for name, value in zip(scalars, values, strict=True):
-            if value != value or value in (float("inf"), float("-inf")):
+    settled = []
+    for step, scalars in recent:
+        stacked = torch.stack([value.detach().float() for value in scalars.values()]) if scalars else torch.zeros(0)
+        values = dict(zip(scalars, dist.mean(stacked).tolist(), strict=True))
+        for name, value in values.items():
+            if not math.isfinite(value):
                 raise NotFinite(
                     f"step {step}: {name} is {value}. The last checkpoint is good; try a lower learning rate, "
                     f"a longer warm-up or gradient clipping, and start again."
                 )
-            sums[name] += value
-            counts[name] += 1
-    return {name: sums[name] / counts[name] for name in names}
+        settled.append(values)
+    return settled
+
+
+def means(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Of each name, the mean over the rows that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    having = {name: [row[name] for row in rows if name in row] for name in names}
+    return {name: sum(values) / len(values) for name, values in having.items()}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
-from vtp import dist
+from vtp import artifacts, dist
 from vtp.config import RunParams
 from vtp.engine.checkpoint import Checkpoints
 from vtp.engine.loop import Batches, fit
-from vtp.provenance import Run
+from vtp.run import Run
 from vtp.tasks.base import Task
 from vtp.tracking import Track
+
+log = logging.getLogger(__name__)
 
 
 def start(how: RunParams) -> torch.device:
@@ -36,6 +40,7 @@ def start(how: RunParams) -> torch.device:
 
 def train(task: Task, batches: Batches, run: Run, how: RunParams, *, seed: int, device: torch.device) -> list[dict[str, float]]:
     """Train `task` from its newest checkpoint under `run.work` to its last step; returns its curves."""
+    _compare_machines(run, device)
     with open_track(run, how) as track:
 
         def picture(name: str, pictures: Tensor, step: int) -> None:
@@ -71,3 +76,21 @@ def open_track(run: Run, how: RunParams) -> Track:
         run_name=how.name,
         tags=how.tags,
     )
+
+
+def _compare_machines(run: Run, device: torch.device) -> None:
+    """Write down what the bits of a training depend on beside its fingerprint; say so where it changes in the middle of one."""
+    if not dist.is_main():
+        return
+    here = {
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "ranks": dist.world(),
+    }
+    noted = run.work / "machine.json"
+    before = artifacts.load_json(noted) if noted.exists() else here
+    odd = [f"{name} {before.get(name)} -> {value}" for name, value in here.items() if before.get(name) != value]
+    if odd:
+        log.warning("this training began under other conditions (%s); it goes on, but not in the same bits", ", ".join(odd))
+    artifacts.save_json(noted, here)

@@ -1,0 +1,106 @@
+"""Who may work in a folder: one process at a time, and the dead do not count."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from vtp import lock as locks
+from vtp.config import ROOT
+from vtp.lock import Lock
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from vtp.lock import Lock
+with Lock(Path(sys.argv[1])).held():
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Starts a process that holds a lock for some seconds."""
+    started = []
+
+    def start(seconds: float) -> subprocess.Popen:
+        command = [sys.executable, "-c", HOLD, str(tmp_path / "lock"), str(seconds)]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_second_process_waits_and_says_for_whom(tmp_path, holder, caplog):
+    caplog.set_level("INFO")
+    process = holder(1.0)
+    lock = Lock(tmp_path / "lock")
+    assert not lock.free()
+    with lock.held():
+        assert process.wait() == 0
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+    assert f"held by process {process.pid} on {socket.gethostname()}; waiting" in caplog.text
+    assert not (tmp_path / "lock").exists()
+
+
+def test_the_lock_of_a_killed_process_is_taken_over_with_a_message(tmp_path, holder, caplog):
+    caplog.set_level("INFO")
+    process = holder(60)
+    process.kill()
+    process.wait()
+    lock = Lock(tmp_path / "lock")
+    assert lock.free()
+    start = time.monotonic()
+    with lock.held():
+        assert time.monotonic() - start < 1
+    assert f"taking over {tmp_path / 'lock'} from process {process.pid}" in caplog.text
+
+
+def test_a_holder_on_another_machine_lives_as_long_as_its_heart_beats(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "POLL", 0.01)
+    path = tmp_path / "lock"
+    path.write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
+    lock = Lock(path)
+    assert not lock.free()
+    taken = threading.Event()
+    waiter = threading.Thread(target=lambda: (lock.acquire(), taken.set()), daemon=True)
+    waiter.start()
+    assert not taken.wait(0.2)
+    long_ago = time.time() - 2 * locks.STALE
+    os.utime(path, (long_ago, long_ago))
+    assert taken.wait(5)
+    lock.release()
+
+
+def test_the_heart_beats_while_the_lock_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "HEARTBEAT", 0.02)
+    with Lock(tmp_path / "lock").held():
+        os.utime(tmp_path / "lock", (0, 0))
+        time.sleep(0.3)
+        assert time.time() - (tmp_path / "lock").stat().st_mtime < 10
+
+
+def test_of_many_only_one_is_inside(tmp_path):
+    code = HOLD.replace(
+        'print("held", flush=True)\n    time.sleep(float(sys.argv[2]))',
+        'p = Path(sys.argv[2]); n = int(p.read_text()); time.sleep(0.005); p.write_text(str(n + 1))',
+    ).replace("with Lock", "import vtp.lock\nvtp.lock.POLL = 0.001\nfor _ in range(20):\n  with Lock")
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    command = [sys.executable, "-c", code, str(tmp_path / "lock"), str(counter)]
+    for process in [subprocess.Popen(command, cwd=ROOT) for _ in range(4)]:
+        assert process.wait() == 0
+    assert counter.read_text() == "80"

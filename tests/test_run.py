@@ -1,0 +1,254 @@
+"""One execution of a stage: resumable state, what is adopted or begun afresh, launchers, and errors in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from vtp import provenance
+from vtp import run as runs
+from vtp.artifacts import read_manifest, write_manifest
+from vtp.config import ROOT, ConfigError, load
+from vtp.provenance import Stage
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A checkout with one stage, `train`: one code file, one input, the parameters `seed` and `dit`."""
+    (tmp_path / "code.py").write_text("x = 1\n")
+    (tmp_path / "data" / "in").mkdir(parents=True)
+    (tmp_path / "data" / "in" / "file").write_text("content")
+    write_manifest(tmp_path / "data" / "in", {})
+    GIVEN.clear()
+    stage = Stage("train", ["code.py"], ["data/in"], ["seed", "dit"], ["data/out"])
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setattr(runs, "_overrides", lambda: GIVEN)
+    monkeypatch.setattr(runs, "main_checkout", lambda: tmp_path)
+    monkeypatch.setattr(runs.Stage, "read", lambda name, params: stage)
+    original = provenance.ingredients
+    monkeypatch.setattr(runs, "ingredients", lambda stage, params, root=tmp_path: original(stage, params, tmp_path))
+    return tmp_path
+
+
+GIVEN: list[str] = []  # the overrides of the command line
+
+
+class Interrupted(Exception):
+    """Stands for the machine being pulled away."""
+
+
+def train(*overrides: str, to: int | None = None) -> runs.Run:
+    """One call of the stage; `to`: it is killed after that step's checkpoint."""
+    GIVEN[:] = overrides
+    with runs.open_run("train", load(GIVEN)) as run:
+        if to is not None:
+            (run.work / "checkpoints" / f"step-{to:08d}").mkdir(parents=True)
+            raise Interrupted
+        with run.out() as folder:
+            (folder / "weights").write_text("trained")
+    return run
+
+
+def killed(*overrides: str, to: int = 10) -> str:
+    """Key of a run that is killed."""
+    with pytest.raises(Interrupted):
+        train(*overrides, to=to)
+    return runs.Run("train", load(list(overrides))).key
+
+
+def test_the_same_work_goes_on_and_is_then_finished(project):
+    key = killed()
+    run = train()
+    assert run.key == key
+    assert (run.work / "checkpoints" / "step-00000010").is_dir()
+    assert (run.work / "finished.json").exists()
+    assert read_manifest(project / "data" / "out")["stage"] == "train"
+
+
+def test_other_work_on_the_same_inputs_stops_and_says_what_differs(project):
+    key = killed()
+    (project / "code.py").write_text("x = 2\n")
+    with pytest.raises(ConfigError) as caught:
+        train("dit.steps=7")
+    message = str(caught.value)
+    assert f"{key} (its step 10) differs in code.py, dit.steps (320, now 7)" in message
+    assert f"run.adopt={key} goes on from it, run.fresh=true starts afresh" in message
+    assert not (project / "data" / "out").exists()
+
+
+def test_adopted_work_goes_on_and_the_outs_say_so(project):
+    key = killed()
+    run = train("dit.steps=7", f"run.adopt={key}")
+    assert (run.work / "checkpoints" / "step-00000010").is_dir()
+    manifest = read_manifest(project / "data" / "out")
+    assert manifest["adopted"] == key
+    assert manifest["adopted_differences"] == ["dit.steps (320, now 7)"]
+    train("dit.steps=8")  # nothing is left to decide
+
+
+def test_a_fresh_start_leaves_the_other_work_where_it_is_and_is_not_asked_again(project):
+    key = killed()
+    run = train("dit.steps=7", "run.fresh=true")
+    assert not (run.work / "checkpoints").exists()
+    assert (project / "runs" / "train" / key / "checkpoints" / "step-00000010").is_dir()
+    train("dit.steps=8")
+    train()  # and who goes back to it goes on from it
+
+
+def test_a_fresh_start_of_the_same_work_forgets_its_checkpoints(project):
+    killed()
+    assert not (train("run.fresh=true").work / "checkpoints").exists()
+
+
+def test_finished_work_and_work_on_other_inputs_are_nobodys_business(project):
+    train()
+    killed("dit.steps=7")
+    (project / "data" / "in" / "file").write_text("other")
+    write_manifest(project / "data" / "in", {})
+    train("dit.steps=9")
+
+
+def test_work_that_somebody_is_at_is_not_abandoned(project):
+    killed()
+    with runs.open_run("train", load()) as run:
+        assert run.work.exists()
+        train("dit.steps=7")
+
+
+def test_an_adopted_name_that_is_no_run_is_refused(project):
+    with pytest.raises(ConfigError, match=r"run\.adopt=nothing names no run below"):
+        train("run.adopt=nothing")
+
+
+def test_adopting_and_starting_afresh_exclude_each_other(project):
+    with pytest.raises(ConfigError, match=r"exclude each other"):
+        train("run.adopt=abc", "run.fresh=true")
+
+
+@pytest.mark.parametrize("edit", ["code", "input"])
+def test_an_edit_while_a_stage_runs_is_noticed_before_anything_is_written(project, edit):
+    with pytest.raises(ConfigError, match=r"(code\.py|data/in) changed while train ran"), runs.open_run("train", load(GIVEN)) as run:
+        run.check()
+        if edit == "code":
+            (project / "code.py").write_text("x = 3\n")
+        else:
+            (project / "data" / "in" / "file").write_text("other")
+            write_manifest(project / "data" / "in", {})
+        with run.out():
+            pass
+    assert not (project / "data" / "out").exists()
+
+
+def python(code: str, *arguments: str, **environment: str) -> subprocess.Popen:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("VTP_")}
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        cwd=ROOT,
+        env=kept | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_outside_of_a_training_leaves_with_status_75(number):
+    code = """
+        import time
+        from vtp.run import entry
+        def main(params):
+            try:
+                print("working", flush=True)
+                time.sleep(60)
+            finally:
+                print("tidied", flush=True)
+        entry(main)
+    """
+    process = python(code)
+    assert process.stdout.readline() == "working\n"
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 75
+    assert out == "tidied\n"
+
+
+LAUNCHED = """
+    import json, os, sys
+    import vtp.run as runs
+    from pathlib import Path
+    from vtp.provenance import Stage
+    runs.Stage.read = lambda name, params: Stage("made_up", [], [], ["seed"], ["data/made_up"])
+    runs.main_checkout = lambda: Path(os.environ["MAIN"])
+    def main(params):
+        with runs.open_run("made_up", params, launchable=True) as run:
+            print(json.dumps({"rank": os.environ.get("RANK"), "locked": (run.work / "lock").exists(), "argv": sys.argv[1:]}))
+    runs.entry(main)
+"""
+
+
+def test_a_launcher_takes_the_place_of_the_stage_and_keeps_its_lock(tmp_path):
+    # The launcher shows its command, whether it is still the same process, and whether the lock came along.
+    launcher = tmp_path / "launcher"
+    launcher.write_text(
+        f"#!{sys.executable}\nimport fcntl, json, os, sys\n"
+        "lock = open(os.environ['VTP_LOCK'])\n"
+        "try:\n    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB); free = True\nexcept BlockingIOError:\n    free = False\n"
+        "holder = json.loads(open(os.environ['VTP_LOCK']).read())['pid']\n"
+        "print(json.dumps({'argv': sys.argv[1:], 'same': holder == os.getpid(), 'free': free}))\n"
+    )
+    launcher.chmod(0o755)
+    process = python(LAUNCHED, "run.workers=2", MAIN=str(tmp_path), VTP_LAUNCH=f"{launcher} --ranks 2 -m")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    said = json.loads(out)
+    assert said["argv"] == ["--ranks", "2", "-m", "stages.made_up", "run.workers=2"]
+    assert said["same"]
+    # It is its own descriptor that holds it: another one of the same process cannot take it.
+    assert not said["free"]
+
+
+def test_a_launched_stage_does_not_launch_again_and_lets_the_lock_go_at_its_end(tmp_path):
+    first = python(LAUNCHED, MAIN=str(tmp_path))
+    out, err = first.communicate(timeout=60)
+    assert first.returncode == 0, err
+    work = next((tmp_path / "runs" / "made_up").iterdir())
+    (work / "lock").write_text("{}")
+    for rank in ("1", "0"):
+        process = python(LAUNCHED, MAIN=str(tmp_path), VTP_LAUNCH="nothing", VTP_LOCK=str(work / "lock"), RANK=rank)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        assert json.loads(out)["locked"]
+    assert not (work / "lock").exists()
+
+
+def test_a_launcher_that_is_not_there_is_named(tmp_path):
+    process = python(LAUNCHED, MAIN=str(tmp_path), VTP_LAUNCH="no-such-launcher -m")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "VTP_LAUNCH=no-such-launcher -m: there is no program no-such-launcher." in err
+    assert "Traceback" not in err
+    assert not list((tmp_path / "runs" / "made_up").glob("*/lock"))
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    code = """
+        import errno, os, sys
+        from pathlib import Path
+        import vtp.run as runs
+        def main(params):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/somewhere/models.safetensors")
+        sys.argv, folder = sys.argv[:1], sys.argv[1]
+        runs.main_checkout = lambda: Path(folder)
+        runs.entry(main)
+    """
+    process = python(code, str(tmp_path))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "No space left on device: '/somewhere/models.safetensors'. What was saved before is whole; make room" in err
+    assert "Traceback" not in err

@@ -1,0 +1,138 @@
+"""One process at a time in a folder: a lock file that says who holds it and shows that the holder lives.
+
+Two things lock. `flock` is exact on one machine, and ends with its holder however that dies; it outlives an `exec`. The file itself, created
+exclusively and touched every few seconds, speaks to other machines on a shared disk, where `flock` may not reach.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT = 5.0  # seconds between two touches
+STALE = 60.0  # seconds without a touch after which a holder on another machine counts as dead
+POLL = 0.5  # seconds between two looks while waiting
+
+
+class Lock:
+    """The lock of a folder, not yet taken. `with lock.held():` waits for it, takes it, and lets it go."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock, saying once for whom it waits; one whose holder is dead is taken over with a message."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        told = False
+        while not self._try():
+            if not told:
+                log.info("%s is held by %s; waiting for it", self.path, self.holder() or "another process")
+                told = True
+            time.sleep(POLL)
+
+    def free(self) -> bool:
+        """True if nobody alive holds it. A moment later that may be wrong."""
+        if not self.path.exists():
+            return True
+        with self.path.open("rb") as file:
+            return _flocked(file.fileno()) and not self._alive_elsewhere()
+
+    def holder(self) -> str:
+        """Process and machine that hold it, or nothing if nobody says so."""
+        try:
+            about = json.loads(self.path.read_text())
+            return f"process {about['pid']} on {about['host']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+
+    def release(self) -> None:
+        """Let go. The file is removed while it is still locked, so that nobody can take a file that is about to vanish."""
+        if self.descriptor is not None:
+            self.path.unlink(missing_ok=True)
+            os.close(self.descriptor)
+            self.descriptor = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the lock, with its heartbeat, for the length of a block."""
+        self.acquire()
+        try:
+            with beating(self.path):
+                yield
+        finally:
+            self.release()
+
+    def _try(self) -> bool:
+        try:
+            descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+            taken = ""
+        except FileExistsError:
+            try:
+                descriptor = os.open(self.path, os.O_RDWR)
+            except FileNotFoundError:
+                return False
+            taken = self.holder()
+        # Only the file that still has the name counts: its holder may have removed it between the two calls.
+        if not _flocked(descriptor) or not _is_named(descriptor, self.path) or (taken and self._alive_elsewhere()):
+            os.close(descriptor)
+            return False
+        if taken:
+            age = time.time() - os.fstat(descriptor).st_mtime
+            log.info("taking over %s from %s, which was last heard of %.0f s ago", self.path, taken, age)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        self.descriptor = descriptor
+        return True
+
+    def _alive_elsewhere(self) -> bool:
+        try:
+            about = json.loads(self.path.read_text())
+            return about["host"] != socket.gethostname() and time.time() - self.path.stat().st_mtime < STALE
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+
+@contextmanager
+def beating(path: Path) -> Iterator[None]:
+    """Touch `path` every few seconds during a block, from a thread."""
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(HEARTBEAT):
+            with contextlib.suppress(OSError):
+                os.utime(path)
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _flocked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
