@@ -64,7 +64,7 @@ POSITION_WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 CANONICAL = 0.9  # probability that a class word is not replaced by a synonym
-MENTION = 0.3  # probability that an adjective, the second object or the background is mentioned
+MENTION = 0.2  # probability that an adjective, the second object or the background is mentioned
 
 
 def describe(rng: Generator, factors: Mapping[str, str | int]) -> str:

@@ -1,0 +1,72 @@
+"""Fresh clones of this project with a few steps a stage, and commands run in them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from vtp import recipes
+from vtp.config import ROOT
+
+TINY = (
+    "data.train_samples=1088",
+    "data.validation_samples=1024",
+    "model.sizes.small.encoder.depth=1",
+    "model.sizes.small.decoder.depth=1",
+    "model.sizes.small.text.depth=1",
+    "pretrain.steps=4",
+    "pretrain.batch=16",
+    "pretrain.ssl_batch=4",
+    "pretrain.reconstruction_batch=4",
+    "finetune_decoder.steps=4",
+    "finetune_decoder.batch=4",
+    "finetune_decoder.discriminator_start=1",
+    "finetune_decoder.adversarial_start=2",
+    "dit.steps=4",
+    "dit.depth=1",
+    "dit.batch=8",
+    "evaluate.metric_network.steps=4",
+    "evaluate.metric_network.batch=8",
+    "evaluate.probe.max_samples=256",
+    "evaluate.probe.iterations=3",
+    "sample.samples=1000",
+    "sample.points=2",
+    "run.log_every=2",
+    "run.save_every=2",
+)
+
+
+def environment() -> dict[str, str]:
+    """This environment's programs in front, nothing that points back to this checkout."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    dropped = ("PYTHONPATH", "DVC_ROOT", "MLFLOW_TRACKING_URI", "VTP_LAUNCH")
+    kept = {key: value for key, value in os.environ.items() if key not in dropped}
+    return {"VTP_TRACKING": "off"} | kept | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
+
+
+def sh(folder: Path, *command: str, ok: bool | None = True) -> str:
+    """Run a command in a clone; its output, both streams. `ok`: what it must have done; None: either is fine."""
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+    assert ok is None or (done.returncode == 0) is ok, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def change(folder: Path, *overrides: str) -> None:
+    """Set params.yaml to the demo with these overrides."""
+    recipes.apply("demo", overrides, folder / "params.yaml")
+
+
+def clone(folder: Path, *overrides: str) -> Path:
+    """A clone of the working tree as it is, committed, with tiny parameters and these overrides."""
+    for name in sh(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines():
+        if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/")) and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    change(folder, *TINY, *overrides)
+    sh(folder, "git", "init", "-q", "-b", "main")
+    sh(folder, "git", "add", "-A")
+    sh(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "start")
+    return folder

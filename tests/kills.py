@@ -1,0 +1,127 @@
+"""Pull the machine from under the pipeline again and again, and hold what comes out against an undisturbed run.
+
+`python -m tests.kills [KILLS] [SEED]` prints the log. Every process of a clone is killed with SIGKILL at seeded random times, in each
+way of running it; then the same command is repeated to its end. Outs and `dvc.lock` must be those of the undisturbed run, byte for byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from tests.clones import clone, environment, sh
+
+STEPS = ("pretrain.steps=12", "finetune_decoder.steps=12", "dit.steps=12", "evaluate.metric_network.steps=12")
+MODES = ("repro", "exp run", "exp run --temp", "queue")
+
+
+def outcome(folder: Path) -> dict[str, str]:
+    """sha256 of dvc.lock and of every out's manifest, which holds the sums of its files."""
+    files = [folder / "dvc.lock", *sorted((folder / "data").glob("*/manifest.json"))]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def undisturbed(folder: Path) -> dict[str, str]:
+    """What a run to the end gives."""
+    sh(folder, "dvc", "repro")
+    return outcome(folder)
+
+
+def run(folder: Path, mode: str) -> list[str]:
+    """The command that runs the pipeline in this way."""
+    return {
+        "repro": ["dvc", "repro"],
+        "exp run": ["dvc", "exp", "run", "-f", "-n", "killed"],
+        "exp run --temp": ["dvc", "exp", "run", "-f", "--temp", "-n", "killed"],
+        "queue": ["sh", "-c", "dvc exp run --queue -f -n killed && dvc queue start && dvc queue logs -f killed"],
+    }[mode]
+
+
+def processes(folder: Path) -> list[psutil.Process]:
+    """Everything that works in a clone or was started for it."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.cwd().startswith(str(folder)) or any(str(folder) in part for part in process.cmdline()):
+                found.append(process)
+    return [process for process in found if process.pid != psutil.Process().pid]
+
+
+def kill_all(folder: Path) -> str:
+    """Kill everything in a clone; the stages that were at work."""
+    stages = set()
+    for _ in range(3):  # who was about to start a child has started it now
+        for process in processes(folder):
+            with contextlib.suppress(psutil.Error):
+                stages |= {part for part in process.cmdline() if part.startswith("stages.")}
+                process.kill()
+        time.sleep(0.05)
+    return ", ".join(sorted(stages)) or "between stages"
+
+
+def repair(folder: Path, mode: str) -> None:
+    """What the documents tell a user to do after a kill."""
+    if mode == "exp run":
+        sh(folder, "git", "symbolic-ref", "HEAD", "refs/heads/main")
+    if mode == "queue":
+        sh(folder, "dvc", "queue", "kill", "-f", "killed", ok=None)
+        sh(folder, "dvc", "queue", "remove", "--all", ok=None)
+
+
+def disturbed(folder: Path, mode: str, kills: int, rng: random.Random, longest: float) -> list[str]:
+    """Run with kills, then to the end; the log."""
+    log = []
+    for number in range(kills):
+        delay = rng.uniform(0.5, longest)
+        process = subprocess.Popen(
+            run(folder, mode),
+            cwd=folder,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=delay)
+        ended = process.poll() is not None
+        at = kill_all(folder)
+        process.wait()
+        repair(folder, mode)
+        log.append(f"{mode} kill {number + 1} after {delay:.1f} s: " + ("had ended" if ended else f"in {at}"))
+    sh(folder, *run(folder, mode))
+    if mode != "repro":
+        repair(folder, "exp run")
+        sh(folder, "dvc", "exp", "apply", "killed")
+    kill_all(folder)
+    return log
+
+
+def report(kills: int, seed: int, modes: Sequence[str], longest: float, *overrides: str) -> tuple[list[str], bool]:
+    """Compare each mode with the undisturbed run; the log, and whether all is equal."""
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as base:
+        expected = undisturbed(clone(Path(base).resolve() / "undisturbed", *STEPS, *overrides))
+        log = [f"undisturbed {name} {value[:16]}" for name, value in expected.items()]
+        same = True
+        for mode in modes:
+            folder = clone(Path(base).resolve() / mode.replace(" ", "_"), *STEPS, *overrides)
+            log += disturbed(folder, mode, kills, rng, longest)
+            found = outcome(folder)
+            odd = [name for name in expected if found.get(name) != expected[name]]
+            same = same and not odd
+            log.append(f"{mode}: {len(expected)} sums, " + (f"other: {', '.join(odd)}" if odd else "all equal"))
+    return log, same
+
+
+if __name__ == "__main__":
+    lines, equal = report(int((sys.argv[1:] or ["6"])[0]), int((sys.argv[2:] or ["0"])[0]), MODES, 12.0)
+    sys.exit("\n".join(lines) if not equal else print("\n".join(lines)))
