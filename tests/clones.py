@@ -47,9 +47,14 @@ def environment() -> dict[str, str]:
     return {"VTP_TRACKING": "off"} | kept | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
 
 
-def sh(folder: Path, *command: str, ok: bool | None = True) -> str:
-    """Run a command in a clone; its output, both streams. `ok`: what it must have done; None: either is fine."""
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+def sh(folder: Path, *command: str, ok: bool | None = True, **extra: str) -> str:
+    """Run a command in a clone; its output, both streams.
+
+    Args:
+        ok: whether it must succeed or fail; None: either is fine.
+        extra: further variables of its environment.
+    """
+    done = subprocess.run(command, cwd=folder, env=environment() | extra, capture_output=True, text=True)
     assert ok is None or (done.returncode == 0) is ok, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -1,7 +1,7 @@
 """Losses of 20 steps of every training, stored; `python -m tests.golden --update` stores new ones.
 
-A change that is meant to be neutral leaves them where they are: bit for bit on the kind of machine that stored them, within 1e-4 of
-themselves on any other.
+A change that is meant to be neutral leaves them where they are: bit for bit on the kind of machine that stored them, within 1e-4
+of themselves on any other.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Pull the machine from under the pipeline again and again, and hold what comes out against an undisturbed run.
 
-`python -m tests.kills [KILLS] [SEED]` prints the log. Every process of a clone is killed with SIGKILL at seeded random times, in each
-way of running it; then the same command is repeated to its end. Outs and `dvc.lock` must be those of the undisturbed run, byte for byte.
+`python -m tests.kills [KILLS] [SEED]` shows the log. Every process of a clone is killed with SIGKILL at seeded random times, in
+each way of running it; then the same command is repeated to its end. Outs and `dvc.lock` must be those of the undisturbed run, byte
+for byte.
 """
 
 from __future__ import annotations
@@ -124,4 +125,5 @@ def report(kills: int, seed: int, modes: Sequence[str], longest: float, *overrid
 
 if __name__ == "__main__":
     lines, equal = report(int((sys.argv[1:] or ["6"])[0]), int((sys.argv[2:] or ["0"])[0]), MODES, 12.0)
-    sys.exit("\n".join(lines) if not equal else print("\n".join(lines)))
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.exit(0 if equal else 1)

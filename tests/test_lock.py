@@ -96,7 +96,7 @@ def test_the_heart_beats_while_the_lock_is_held(tmp_path, monkeypatch):
 def test_of_many_only_one_is_inside(tmp_path):
     code = HOLD.replace(
         'print("held", flush=True)\n    time.sleep(float(sys.argv[2]))',
-        'p = Path(sys.argv[2]); n = int(p.read_text()); time.sleep(0.005); p.write_text(str(n + 1))',
+        "p = Path(sys.argv[2]); n = int(p.read_text()); time.sleep(0.005); p.write_text(str(n + 1))",
     ).replace("with Lock", "import vtp.lock\nvtp.lock.POLL = 0.001\nfor _ in range(20):\n  with Lock")
     counter = tmp_path / "counter"
     counter.write_text("0")

@@ -133,14 +133,14 @@ def test_adopting_and_starting_afresh_exclude_each_other(project):
 
 @pytest.mark.parametrize("edit", ["code", "input"])
 def test_an_edit_while_a_stage_runs_is_noticed_before_anything_is_written(project, edit):
-    with pytest.raises(ConfigError, match=r"(code\.py|data/in) changed while train ran"), runs.open_run("train", load(GIVEN)) as run:
+    with runs.open_run("train", load(GIVEN)) as run:
         run.check()
         if edit == "code":
             (project / "code.py").write_text("x = 3\n")
         else:
             (project / "data" / "in" / "file").write_text("other")
             write_manifest(project / "data" / "in", {})
-        with run.out():
+        with pytest.raises(ConfigError, match=r"(code\.py|data/in) changed while train ran"), run.out():
             pass
     assert not (project / "data" / "out").exists()
 

@@ -200,9 +200,7 @@ def _launch(launcher: str, stage: str, lock: Lock) -> None:
     handled = os.environ.get("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     log.info("launching %s", shlex.join(command))
     try:
-        os.execvpe(
-            command[0], command, os.environ | {"VTP_LOCK": str(lock.path), "TORCHELASTIC_SIGNALS_TO_HANDLE": handled}
-        )
+        os.execvpe(command[0], command, os.environ | {"VTP_LOCK": str(lock.path), "TORCHELASTIC_SIGNALS_TO_HANDLE": handled})
     except FileNotFoundError:
         raise ConfigError(f"VTP_LAUNCH={launcher}: there is no program {command[0]}.") from None
 

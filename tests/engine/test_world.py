@@ -1,4 +1,4 @@
-"""Two processes with half of every batch train as one process with the whole: losses, gradient norms and weights, for every task."""
+"""Two processes with half of every batch train as one with the whole: losses, gradient norms and weights, for every task."""
 
 from __future__ import annotations
 

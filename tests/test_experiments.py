@@ -1,0 +1,129 @@
+"""Variants of the pipeline through DVC: queued, in a copy, on a second machine; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.clones import TINY, change, clone, sh
+
+pytestmark = pytest.mark.slow
+
+# Two stages are enough to see what variants share.
+HALF = "extract_latents"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A clone, its latents made."""
+    folder = clone(tmp_path_factory.mktemp("experiments") / "project")
+    sh(folder, "dvc", "repro", HALF)
+    sh(folder, "git", "add", "-f", "dvc.lock")
+    sh(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "lock")
+    return folder
+
+
+def rows(folder: Path) -> dict[str, dict]:
+    """Of every experiment that `dvc exp show` knows, its name and what it says."""
+    said = sh(folder, "dvc", "exp", "show", "--json")
+    shown = json.loads(said[said.index("[") : said.rindex("]") + 1])
+    return {
+        experiment["name"]: experiment["revs"][0]
+        for baseline in shown
+        for experiment in baseline.get("experiments") or ()
+        if experiment.get("name")
+    }
+
+
+def test_a_queued_grid_finishes_unattended_and_shares_its_stages(project):
+    sh(project, "dvc", "exp", "run", "--queue", "-n", "grid", "-S", "pretrain.objective=ae,clip+ae", HALF)
+    sh(project, "dvc", "queue", "start")
+    start = time.monotonic()
+    while re.search("Queued|Running", sh(project, "dvc", "queue", "status")):
+        assert time.monotonic() - start < 300, sh(project, "dvc", "queue", "status")
+        time.sleep(2)
+    assert sh(project, "dvc", "queue", "status").count("Success") == 2
+    found = rows(project)
+    assert {"grid-1", "grid-2"} <= set(found)
+    objectives = {found[name]["data"]["params"]["params.yaml"]["data"]["pretrain"]["objective"] for name in ("grid-1", "grid-2")}
+    assert objectives == {"ae", "clip+ae"}
+    # State of both lies here, not in the copies, which are gone; what they share was not made again.
+    assert len(list((project / "runs" / "pretrain").iterdir())) == 3
+    assert len(list((project / "runs" / "prepare").iterdir())) == 1
+    sh(project, "dvc", "exp", "apply", "grid-1")
+    assert sh(project, "dvc", "status", HALF).strip().endswith("up to date.")
+    sh(project, "dvc", "plots", "diff", "HEAD", "grid-1", "--targets", "reports/curves/pretrain.csv")
+    sh(project, "git", "checkout", "-q", ".")
+    sh(project, "dvc", "checkout")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("modle.size=x", "Could not override 'modle.size'"),
+        ("model.size=huge", "huge"),
+        ("pretrain.steps=ten", "pretrain.steps must be a whole number, not 'ten'"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_readable_words(project, override, words):
+    said = sh(project, "dvc", "exp", "run", "-S", override, ok=False)
+    assert words in said
+    assert "Traceback" not in said
+    sh(project, "git", "checkout", "-q", "params.yaml")
+
+
+def test_a_second_machine_pulls_and_runs_nothing(project, tmp_path):
+    sh(project, "dvc", "remote", "add", "-f", "-d", "store", str(tmp_path / "store"))
+    sh(project, "dvc", "push")
+    second = tmp_path / "second"
+    sh(tmp_path, "git", "clone", "-q", str(project), str(second))
+    sh(second, "dvc", "remote", "add", "-f", "-d", "store", str(tmp_path / "store"))
+    sh(second, "dvc", "pull", ok=None)  # the stages after HALF have nothing to pull
+    assert "Running stage" not in sh(second, "dvc", "repro", HALF)
+
+
+def test_a_neutral_edit_is_committed_without_a_run(project):
+    file = project / "vtp" / "models" / "encoder.py"
+    file.write_text(file.read_text() + "# says nothing new\n")
+    assert "encoder.py" in sh(project, "dvc", "status", HALF)
+    sh(project, "dvc", "commit", "-f", "pretrain", "extract_latents")
+    assert "Running stage" not in sh(project, "dvc", "repro", HALF)
+    sh(project, "git", "checkout", "-q", ".")
+
+
+def test_comments_of_the_parameters_survive_an_experiment(project):
+    before = re.findall("#.*", (project / "params.yaml").read_text())
+    sh(project, "dvc", "exp", "run", "-S", "seed=0", "-S", "run.log_every=1", "prepare")
+    assert re.findall("#.*", (project / "params.yaml").read_text()) == before
+    sh(project, "git", "checkout", "-q", "params.yaml")
+
+
+def test_a_launcher_starts_many_processes_and_dvc_sees_no_difference(project):
+    change(project, *TINY, "pretrain.steps=2")
+    said = sh(project, "dvc", "repro", HALF, VTP_LAUNCH="torchrun --nproc-per-node 2 -m")
+    assert "launching torchrun --nproc-per-node 2 -m stages.pretrain" in said
+    machines = [json.loads(path.read_text()) for path in (project / "runs" / "pretrain").glob("*/machine.json")]
+    assert sorted(machine["ranks"] for machine in machines)[-1] == 2
+    assert not list((project / "runs").glob("*/*/lock"))
+    assert "Running stage" not in sh(project, "dvc", "repro", HALF)
+    sh(project, "git", "checkout", "-q", ".")
+
+
+def test_a_run_in_a_copy_tracks_into_the_main_checkout(project):
+    sh(project, "dvc", "exp", "run", "--temp", "-n", "tracked", "-S", "pretrain.steps=3", "pretrain", VTP_TRACKING="on")
+    database = project / "mlflow.db"
+    start = time.monotonic()
+    while not (database.exists() and _stage_runs(database)):
+        assert time.monotonic() - start < 60
+        time.sleep(0.5)
+    assert not list((project / ".dvc" / "tmp" / "exps").glob("**/mlflow.db"))
+
+
+def _stage_runs(database: Path) -> int:
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+        return connection.execute("select count(*) from metrics").fetchone()[0]
