@@ -1,8 +1,8 @@
 """Pull the machine from under the pipeline again and again, and hold what comes out against an undisturbed run.
 
 `python -m tests.kills [KILLS] [SEED]` shows the log. Every process of a clone is killed with SIGKILL at seeded random times, in
-each way of running it; then the same command is repeated to its end. Outs and `dvc.lock` must be those of the undisturbed run, byte
-for byte.
+each way of running it; then the same command is repeated to its end. Outs and `dvc.lock` must be those of the undisturbed run,
+byte for byte.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One process at a time in a folder: a lock file that says who holds it and shows that the holder lives.
 
-Two things lock. `flock` is exact on one machine, and ends with its holder however that dies; it outlives an `exec`. The file itself,
-created exclusively and touched every few seconds, speaks to other machines on a shared disk, where `flock` may not reach.
+Two things lock. `flock` is exact on one machine, and ends with its holder however that dies; it outlives an `exec`. The file
+itself, created exclusively and touched every few seconds, speaks to other machines on a shared disk, where `flock` may not reach.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Captions for rendered scenes: a small grammar with synonyms and several word orders.
 
 The first object named is always the main one, and nine times in ten each of its two class words is the canonical one, so a prompt
-such as "a red star" means at test time what it meant in training. Captions are lower-case, five words long on average, at most 21.
+such as "a red star" means at test time what it meant in training. Captions are lower-case, five words long on average and 21 at
+most.
 
-What is not the class is mentioned sparingly: captions that all name background, size and second object can be told apart without a
-look at the shape, and a contrast that need not learn it learns it late.
+What is not the class is mentioned sparingly: captions that all name background, size and second object can be told apart without
+a look at the shape, and a contrast that need not learn it learns it late.
 """
 
 from __future__ import annotations
