@@ -38,6 +38,7 @@ LAYERS = {
     "tasks": 2,
     "evaluation": 2,
     "engine": 3,
+    "use": 3,
     "recipes": 4,
     "stages": 4,
     "__main__": 4,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from pathlib import Path
 
 import click
 
+from vtp.artifacts import load_json
 from vtp.config import ROOT, ConfigError, load
 
 
@@ -46,13 +47,97 @@ def results() -> None:
     file = ROOT / "reports" / "summary.json"
     if not file.exists():
         raise ConfigError(f"{file} is missing; `dvc repro` makes it.")
-    click.echo(console_table(json.loads(file.read_text())))
+    click.echo(console_table(load_json(file)))
     for path in [ROOT / "reports" / "index.html", *sorted((ROOT / "reports" / "pictures").glob("*.png"))]:
         click.echo(str(path))
 
 
-if __name__ == "__main__":
+TOKENIZER = ROOT / "data" / "finetune_decoder"
+PICTURES = click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+FOLDER = click.option(
+    "--tokenizer", "folder", type=click.Path(path_type=Path), default=TOKENIZER, show_default="data/finetune_decoder"
+)
+OUT = click.option("--out", type=click.Path(path_type=Path), help="PNG to write.")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=TOKENIZER)
+def inspect(folder: Path) -> None:
+    """Show what is in a folder: a tokenizer's or diffusion transformer's sizes, parameters and options."""
+    from vtp import use
+
+    facts = use.inside(folder)
+    width = max(map(len, facts))
+    click.echo("\n".join(f"{name:<{width}}  {value}" for name, value in facts.items()))
+
+
+@main.command()
+@PICTURES
+@FOLDER
+@OUT
+@click.option("--size", type=int, help="Side of the central square in pixels; default: what the tokenizer was trained at.")
+def reconstruct(images: tuple[Path, ...], folder: Path, out: Path | None, size: int | None) -> None:
+    """Encode and decode pictures: originals above reconstructions, and the PSNR of each."""
+    from vtp import use
+    from vtp.models.tokenizer import VisualTokenizer
+    from vtp.reporting.pictures import labelled_rows, save_png
+
+    tokenizer = VisualTokenizer.from_pretrained(folder)
+    pixels = use.read_pictures(images, size or tokenizer.options.image_size)
+    back, ratios = use.reconstructed(tokenizer, pixels)
+    for file, ratio in zip(images, ratios.tolist(), strict=True):
+        click.echo(f"{file}  {ratio:.2f} dB")
+    out = out or Path("reconstructions.png")
+    save_png(out, labelled_rows([("originals", pixels), ("reconstructions", back)]))
+    click.echo(f"wrote {out}")
+
+
+@main.command()
+@PICTURES
+@FOLDER
+@click.option("--labels", required=True, help="Names to choose from, separated by commas.")
+def classify(images: tuple[Path, ...], folder: Path, labels: str) -> None:
+    """Say which of some names fits each picture best, by the text tower, with no training (zero-shot)."""
+    from vtp import use
+    from vtp.models.tokenizer import VisualTokenizer
+
+    tokenizer = VisualTokenizer.from_pretrained(folder)
+    names = [label.strip() for label in labels.split(",") if label.strip()]
+    if not names:
+        raise ConfigError(f"--labels={labels!r} names nothing; separate names by commas.")
+    pixels = use.read_pictures(images, tokenizer.options.image_size)
+    shares = use.classified(tokenizer, pixels, names, load().evaluate.templates)
+    for file, row in zip(images, shares, strict=True):
+        best = sorted(zip(row.tolist(), names, strict=True), reverse=True)
+        click.echo(f"{file}  " + ", ".join(f"{name} {share:.2f}" for share, name in best[:5]))
+
+
+@main.command()
+@click.option("--label", required=True, help="Name or number of a class.")
+@click.option("--count", type=click.IntRange(min=1), default=16, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@OUT
+def generate(label: str, count: int, seed: int, out: Path | None) -> None:
+    """Draw pictures of a class with the diffusion transformer trained here; how, is `sample` in params.yaml."""
+    from vtp import use
+    from vtp.data.shards import ClassInfo
+    from vtp.reporting.pictures import captioned, save_png
+
+    classes = [ClassInfo(**entry) for entry in load_json(ROOT / "data" / "prepare" / "classes.json")]
+    number = use.class_number(label, classes)
+    pictures = use.generated(ROOT / "data", number, count, load().sample, seed)
+    out = out or Path("generated.png")
+    save_png(out, captioned(pictures, [classes[number].name] * count, 8))
+    click.echo(f"wrote {out}")
+
+
+def command() -> None:
+    """The program `vtp`. What the user can mend is one line; exit status 1."""
     try:
         main()
     except ValueError as error:
         sys.exit(f"vtp: {error}")
+
+
+if __name__ == "__main__":
+    command()

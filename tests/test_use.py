@@ -1,0 +1,114 @@
+"""The command line for people who only want to use what was trained: on a small pipeline's outputs in a folder of their own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import vtp.__main__ as program
+from tests.tasks.conftest import build
+from vtp import artifacts, use
+from vtp.config import ConfigError, load
+from vtp.data.latents import STATISTICS
+from vtp.data.shards import ClassInfo
+from vtp.models.tokenizer import VisualTokenizer
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """`data/` as the pipeline leaves it, of tiny untrained models; two pictures beside it."""
+    folder = tmp_path_factory.mktemp("project")
+    tokenizer = build("pretrain").tokenizer
+    tokenizer.save_pretrained(folder / "data" / "finetune_decoder")
+    build("dit").models["dit"].save_pretrained(folder / "data" / "train_dit")
+    classes = [{"name": name, "factors": {}} for name in ("red star", "blue ring", "green moon", "white heart", "pink cross")]
+    artifacts.save_json(folder / "data" / "prepare" / "classes.json", classes)
+    channels = tokenizer.options.encoder.latent_channels
+    stats = {"mean": torch.zeros(1, channels, 1, 1), "std": torch.ones(1, channels, 1, 1)}
+    (folder / "data" / "extract_latents").mkdir()
+    artifacts.save_tensors(folder / "data" / "extract_latents" / STATISTICS, stats)
+    ramp = np.linspace(0, 255, 50 * 80 * 3).reshape(50, 80, 3).astype(np.uint8)
+    Image.fromarray(ramp).save(folder / "wide.png")
+    Image.fromarray(ramp[:, :, 0]).save(folder / "grey.jpg")
+    return folder
+
+
+@pytest.fixture
+def vtp(project, monkeypatch):
+    """Runs a command in the project; its output."""
+    monkeypatch.setattr(program, "ROOT", project)
+    monkeypatch.chdir(project)
+
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(program.main, arguments)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.output
+
+    return run
+
+
+def test_inspect_counts_parameters_and_shows_options(vtp, project):
+    said = vtp("inspect", str(project / "data" / "finetune_decoder"))
+    tokenizer = VisualTokenizer.from_pretrained(project / "data" / "finetune_decoder")
+    assert "encoder parameters" in said
+    assert f"{sum(p.numel() for p in tokenizer.encoder.parameters()):,}" in said
+    assert "vision_patch_size" in said
+    assert "diffusion transformer for 5 classes" in vtp("inspect", str(project / "data" / "train_dit"))
+
+
+def test_reconstruct_writes_a_sheet_and_the_psnr_of_each(vtp, project):
+    said = vtp("reconstruct", "wide.png", "grey.jpg", "--tokenizer", str(project / "data" / "finetune_decoder"), "--out", "a.png")
+    assert said.count(" dB") == 2
+    with Image.open(project / "a.png") as sheet:
+        assert sheet.width > 64
+
+
+def test_psnr_is_that_of_the_decoded_picture(project):
+    tokenizer = VisualTokenizer.from_pretrained(project / "data" / "finetune_decoder")
+    pixels = use.read_pictures([project / "wide.png"], 32)
+    back, ratio = use.reconstructed(tokenizer, pixels)
+    assert ratio.item() == pytest.approx(-10 * (back - pixels).square().mean().log10().item(), abs=1e-3)
+
+
+def test_classify_gives_each_name_a_share(vtp, project):
+    tokenizer = VisualTokenizer.from_pretrained(project / "data" / "finetune_decoder")
+    pixels = use.read_pictures([project / "wide.png", project / "grey.jpg"], 32)
+    shares = use.classified(tokenizer, pixels, ["a star", "a ring"], ["{}", "one {}"])
+    assert shares.shape == (2, 2)
+    torch.testing.assert_close(shares.sum(1), torch.ones(2))
+    said = vtp("classify", "wide.png", "--labels", "a star, a ring", "--tokenizer", str(project / "data" / "finetune_decoder"))
+    assert "a star 0." in said
+    with pytest.raises(ConfigError, match="names nothing"):
+        vtp("classify", "wide.png", "--labels", " , ", "--tokenizer", str(project / "data" / "finetune_decoder"))
+
+
+def test_generate_is_the_same_for_the_same_seed(vtp, project):
+    for name in ("a", "b"):
+        assert f"wrote {name}.png" in vtp("generate", "--label", "blue ring", "--count", "2", "--out", f"{name}.png")
+    assert (project / "a.png").read_bytes() == (project / "b.png").read_bytes()
+    vtp("generate", "--label", "1", "--count", "2", "--seed", "1", "--out", "c.png")
+    assert (project / "a.png").read_bytes() != (project / "c.png").read_bytes()
+    pictures = use.generated(project / "data", 1, 3, load().sample, 0)
+    assert pictures.dtype == torch.uint8
+    assert pictures.shape[:2] == (3, 3)
+
+
+def test_an_unknown_class_gets_the_nearest_names():
+    with pytest.raises(ValueError, match="no class 'red stra' among 2; near are red star"):
+        use.class_number("red stra", [ClassInfo(name="red star", factors={}), ClassInfo(name="blue ring", factors={})])
+
+
+def test_what_is_no_picture_is_named(vtp, project):
+    (project / "text.png").write_text("no picture")
+    for name in ("text.png", "absent.png"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read as a picture"):
+            vtp("reconstruct", name, "--tokenizer", str(project / "data" / "finetune_decoder"))
+
+
+def test_a_folder_without_a_model_is_named(vtp, project):
+    with pytest.raises(ValueError, match=r"config\.json is missing"):
+        vtp("inspect", str(project / "data" / "prepare"))

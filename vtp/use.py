@@ -1,0 +1,125 @@
+"""What one does with trained models and a handful of pictures: look inside, reconstruct, classify, generate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vtp import sampling, seeding
+from vtp.artifacts import load_json
+from vtp.config import SampleParams
+from vtp.data.captions import tokenize
+from vtp.data.latents import load_statistics
+from vtp.data.pictures import centre_crop
+from vtp.data.shards import ClassInfo
+from vtp.evaluation import decoded
+from vtp.metrics.reconstruction import psnr
+from vtp.metrics.understanding import zero_shot_classifier
+from vtp.models.dit import DiT
+from vtp.models.official import to_config
+from vtp.models.tokenizer import VisualTokenizer
+
+
+def inside(folder: Path) -> dict[str, str]:
+    """What lies in a folder, a tokenizer or a diffusion transformer: its options and the parameters of each part.
+
+    Raises:
+        ValueError: the folder holds neither, or what it holds is broken.
+    """
+    config = load_json(folder / "config.json")
+    if "model_type" in config:
+        tokenizer = VisualTokenizer.from_pretrained(folder)
+        encoder = tokenizer.options.encoder
+        facts = {
+            "what": f"visual tokenizer f{encoder.patch}d{encoder.latent_channels}"
+            + ("" if tokenizer.options.text else ", trained without captions")
+        }
+        parts = dict(tokenizer.named_children())
+        config = to_config(tokenizer.options)
+    else:
+        model = DiT.from_pretrained(folder)
+        facts = {"what": f"diffusion transformer for {model.options.num_classes} classes"}
+        parts = {"transformer": model}
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    facts |= {f"{name} parameters": f"{count:,}" for name, count in counts.items()}
+    return facts | {name: str(value) for name, value in config.items() if not isinstance(value, dict)}
+
+
+def read_pictures(files: Sequence[Path], size: int) -> Tensor:
+    """Pictures of files, their central squares at `size` pixels: (B, 3, S, S) floats in [0, 1].
+
+    Raises:
+        ValueError: naming the file that is missing or no picture.
+    """
+    pictures = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                square = centre_crop(image.convert("RGB"), size)
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read as a picture: {error}.") from None
+        pictures.append(torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(size, size, 3))
+    return torch.stack(pictures).permute(0, 3, 1, 2) / 255
+
+
+@torch.inference_mode()
+def reconstructed(tokenizer: VisualTokenizer, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures (B, 3, H, W) in [0, 1] through the tokenizer and back, clamped; and the PSNR of each in dB, (B,)."""
+    back = tokenizer.decode(tokenizer.encode(pixels)).clamp(0, 1)
+    return back, psnr(back, pixels)
+
+
+@torch.inference_mode()
+def classified(tokenizer: VisualTokenizer, pixels: Tensor, labels: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Probability of every label for every picture by zero-shot prompts: (B, labels), rows sum to 1.
+
+    Raises:
+        ValueError: the tokenizer was trained without captions.
+    """
+    if tokenizer.options.text is None:
+        raise ValueError("this tokenizer was trained without captions, so it cannot classify by words.")
+    texts = [template.format(label) for label in labels for template in templates]
+    tokens = tokenize(texts, tokenizer.options.text.context_length)
+    prompts = tokenizer.encode_text(tokens).unflatten(0, (len(labels), len(templates)))
+    scores = tokenizer.logit_scale.exp() * tokenizer.encode_image(pixels) @ zero_shot_classifier(prompts).T
+    return scores.softmax(dim=1)
+
+
+def class_number(label: str, classes: Sequence[ClassInfo]) -> int:
+    """The class called `label`, or the class of that number.
+
+    Raises:
+        ValueError: there is none; with the names that come nearest.
+    """
+    import difflib
+
+    names = [entry.name for entry in classes]
+    if label in names:
+        return names.index(label)
+    if label.isdigit() and int(label) < len(names):
+        return int(label)
+    near = difflib.get_close_matches(label, names, n=5, cutoff=0.3) or names[:5]
+    raise ValueError(f"there is no class {label!r} among {len(names)}; near are {', '.join(near)}.")
+
+
+@torch.inference_mode()
+def generated(data: Path, number: int, count: int, params: SampleParams, seed: int) -> Tensor:
+    """Pictures of one class from the diffusion transformer, latents' statistics and decoder below `data`.
+
+    Returns:
+        uint8 (count, 3, H, W); the same for equal arguments.
+    """
+    model = DiT.from_pretrained(data / "train_dit")
+    mean, std = load_statistics(data / "extract_latents")
+    tokenizer = VisualTokenizer.from_pretrained(data / "finetune_decoder")
+    options = model.options
+    shape = (options.latent_channels, options.grid, options.grid)
+    noise = torch.stack([torch.randn(shape, generator=seeding.generator(seed, "generate", i)) for i in range(count)])
+    labels = torch.full((count,), number)
+    velocity = sampling.guided(model, labels, options.num_classes, scale=params.guidance_scale, interval=params.guidance_interval)
+    latents = sampling.integrate(velocity, noise, sampling.time_grid(params.points, params.shift), params.solver)
+    return decoded(tokenizer, latents * std + mean, params.batch, torch.device("cpu"))
