@@ -12,8 +12,8 @@ from typing import Any
 from vtp.artifacts import digest, load_json, save_json
 from vtp.config import DataParams
 
-SCENES_VERSION = 1
-"""Raised when the renderer draws other pictures for the same seed."""
+SCENES_VERSION = 2
+"""Raised when the renderer gives other pictures or captions for the same seed."""
 SHOWN = 3
 """Files that an error names."""
 
