@@ -7,6 +7,7 @@ byte for byte.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import random
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -106,16 +107,16 @@ def disturbed(folder: Path, mode: str, kills: int, rng: random.Random, longest: 
     return log
 
 
-def report(kills: int, seed: int, modes: Sequence[str], longest: float, *overrides: str) -> tuple[list[str], bool]:
-    """Compare each mode with the undisturbed run; the log, and whether all is equal."""
+def report(kills: Mapping[str, int], seed: int, longest: float) -> tuple[list[str], bool]:
+    """Compare each mode, killed as often as it says, with the undisturbed run; the log, and whether all is equal."""
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as base:
-        expected = undisturbed(clone(Path(base).resolve() / "undisturbed", *STEPS, *overrides))
+        expected = undisturbed(clone(Path(base).resolve() / "undisturbed", *STEPS))
         log = [f"undisturbed {name} {value[:16]}" for name, value in expected.items()]
         same = True
-        for mode in modes:
-            folder = clone(Path(base).resolve() / mode.replace(" ", "_"), *STEPS, *overrides)
-            log += disturbed(folder, mode, kills, rng, longest)
+        for mode, number in kills.items():
+            folder = clone(Path(base).resolve() / mode.replace(" ", "_"), *STEPS)
+            log += disturbed(folder, mode, number, rng, longest)
             found = outcome(folder)
             odd = [name for name in expected if found.get(name) != expected[name]]
             same = same and not odd
@@ -124,6 +125,10 @@ def report(kills: int, seed: int, modes: Sequence[str], longest: float, *overrid
 
 
 if __name__ == "__main__":
-    lines, equal = report(int((sys.argv[1:] or ["6"])[0]), int((sys.argv[2:] or ["0"])[0]), MODES, 12.0)
+    parser = argparse.ArgumentParser(prog="python -m tests.kills")
+    parser.add_argument("kills", nargs="?", type=int, default=5, help="of each way of running")
+    parser.add_argument("seed", nargs="?", type=int, default=0)
+    chosen = parser.parse_args()
+    lines, equal = report(dict.fromkeys(MODES, chosen.kills), chosen.seed, 12.0)
     sys.stdout.write("\n".join(lines) + "\n")
     sys.exit(0 if equal else 1)

@@ -9,7 +9,6 @@ from tests.kills import report
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("mode", "kills"), [("repro", 5), ("exp run --temp", 2)])
-def test_a_killed_pipeline_ends_in_the_bytes_of_an_undisturbed_one(mode, kills):
-    log, same = report(kills, 1, [mode], 10.0)
+def test_a_killed_pipeline_ends_in_the_bytes_of_an_undisturbed_one():
+    log, same = report({"repro": 5, "exp run --temp": 2}, 1, 10.0)
     assert same, "\n".join(log)

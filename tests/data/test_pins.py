@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.stub import DATA
-from vtp.data.pins import check, pin, verify, write_pin
+from vtp.data.pins import SCENES_VERSION, check, pin, verify, write_pin
 
 
 @pytest.fixture
@@ -73,10 +73,10 @@ def test_a_source_is_held_against_its_written_pin(folder: Path, tmp_path: Path) 
 def test_scenes_are_pinned_by_version(tmp_path: Path) -> None:
     data = replace(DATA, source="scenes")
     file = write_pin(data, tmp_path)
-    assert json.loads(file.read_text()) == {"source": "scenes", "version": 1}
+    assert json.loads(file.read_text()) == {"source": "scenes", "version": SCENES_VERSION}
     check(data, tmp_path)
     file.write_text('{"source": "scenes", "version": 0}')
-    with pytest.raises(ValueError, match="pins scenes 0, not 1"):
+    with pytest.raises(ValueError, match=f"pins scenes 0, not {SCENES_VERSION}"):
         check(data, tmp_path)
 
 
