@@ -25,7 +25,7 @@ ROOT_FILES = {
     "run",
     "tracking",
     "tracking_upload",
-    "tracking_mlflow",
+    "tracking_ui",
     "schedules",
 }
 LAYERS = {
@@ -45,7 +45,7 @@ LAYERS = {
 }
 FROZEN = ("vtp.models.frozen", "vtp.models.metric_network")
 WRAPPED = {
-    "mlflow": {"vtp/tracking_mlflow.py", "vtp/tracking_upload.py"},
+    "mlflow": {"vtp/tracking_upload.py"},
     "torch.distributed": {"vtp/dist.py", "vtp/artifacts.py", "vtp/engine/parallel.py"},
     "timm": {"vtp/models/metric_network.py", "vtp/models/discriminator.py"},
     "open_clip": {"vtp/data/captions.py"},

@@ -8,18 +8,20 @@ import logging
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vtp import tracking, tracking_upload
+from vtp import tracking, tracking_ui, tracking_upload
 from vtp.tracking import Bar, Track, flatten, publish
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -466,3 +468,17 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_flatten_joins_names() -> None:
     assert flatten({"a": {"b": {"c": 1}, "d": [2]}, "e": None}, ".") == {"a.b.c": 1, "a.d": [2], "e": None}
+
+
+def test_the_comparison_page_names_the_newest_variants_oldest_first(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("create table runs (run_uuid, experiment_id, lifecycle_stage, start_time)")
+        database.execute("create table tags (key, value, run_uuid)")
+        rows = [("old", "active", 1), ("gone", "deleted", 2), ("new", "active", 3), ("child", "active", 4)]
+        database.executemany("insert into runs values (?, 1, ?, ?)", rows)
+        marked = [("vtp.variant", "v", run) for run, _, _ in rows if run != "child"]
+        database.executemany("insert into tags values (?, ?, ?)", marked)
+    runs = tracking_ui.variants(tmp_path)
+    assert runs == [("new", "1"), ("old", "1")]
+    address = tracking_ui.comparison(runs, 5000)
+    assert unquote(address) == 'http://127.0.0.1:5000/#/compare-runs?runs=["old", "new"]&experiments=["1"]'

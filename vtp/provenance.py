@@ -28,7 +28,7 @@ OBSERVERS = (
     "vtp/stopping.py",
     "vtp/tracking.py",
     "vtp/tracking_upload.py",
-    "vtp/tracking_mlflow.py",
+    "vtp/tracking_ui.py",
 )
 """Code that watches or launches and cannot change a result."""
 

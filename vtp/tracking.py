@@ -99,14 +99,16 @@ class Track:
             main: root of the main checkout; runs/spool, mlflow.db and mlartifacts are there.
             variant: hash of all parameters that change a result; one parent run each.
             parameters: those parameters, nested as in params.yaml; they are stored with the parent run.
-            run_name: name of the parent run; None keeps the name it has, at first the beginning of `variant`.
+            run_name: name of the parent run; None takes that of the DVC experiment it runs in, or keeps the name it has, at
+                first the beginning of `variant`.
             tags: stored with the stage's run and with the parent.
         """
         track = cls(stage, main)
         try:
             if _wanted():
                 track._path, track._file = _new_spool(main, f"{stage or 'pipeline'}-{key}")
-                about = {"stage": stage, "key": key, "variant": variant, "run_name": run_name, "tags": dict(tags or {})}
+                name = run_name or os.environ.get("DVC_EXP_NAME")
+                about = {"stage": stage, "key": key, "variant": variant, "run_name": name, "tags": dict(tags or {})}
                 track._write([("open", stage, about | {"parameters": flatten(parameters, ".")}, 0)])
         except Exception as error:
             track._complain(error)

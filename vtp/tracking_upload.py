@@ -382,20 +382,6 @@ def replay(main: Path) -> int:
     return 1 if uploader.refused else 0
 
 
-def serve(main: Path, port: int) -> int:
-    """Become `mlflow ui` over the checkout's own database, reachable from this machine only; returns 1 if there is none."""
-    if os.environ.get("MLFLOW_TRACKING_URI"):
-        log.error("runs go to %s; open that, or unset MLFLOW_TRACKING_URI to see local ones", shown(destination(main)))
-        return 1
-    quiet()
-    create_database(main)
-    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # seven more processes, for features that nobody here uses
-    os.chdir(main)
-    where = ["--backend-store-uri", local_uri(main), "--default-artifact-root", (main / "mlartifacts").as_uri()]
-    how = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    return os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", *where, *how])
-
-
 def command_line(arguments: list[str]) -> int:
     """`python -m vtp.tracking upload|replay|ui [MAIN]`; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m vtp.tracking", description="Bring spooled runs to MLflow, or show them.")
@@ -416,5 +402,7 @@ def command_line(arguments: list[str]) -> int:
         chosen.main = main_checkout()
     main = chosen.main.resolve()
     if chosen.command == "ui":
+        from vtp.tracking_ui import serve
+
         return serve(main, chosen.port)
     return follow(main) if chosen.command == "upload" else replay(main)
