@@ -43,7 +43,7 @@ PARAM_BATCH = 100  # parameters that MLflow takes in one call
 THUMBNAIL = 256  # longer side of the small copy that MLflow's pages show, in pixels
 
 POLL = 2.0  # seconds between two looks at the spool
-PATIENCE = 3  # looks without a run in progress before the uploader ends
+PATIENCE = 7  # looks without a run in progress before the uploader ends; the next stage of a pipeline begins within them
 LONGEST_WAIT = 60.0  # seconds between two attempts at a server that does not answer, at most
 
 # What MLflow's errors are called when a server or a database does not answer.
