@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,12 @@ def test_a_truncated_file_is_named(oracle, tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"model\.safetensors"):
         VisualTokenizer.from_pretrained(tmp_path)
+
+
+def test_a_tokenizer_that_the_published_code_would_misread_is_saved_with_a_warning(oracle, tmp_path, caplog):
+    options = oracle[0].options
+    oracle[0].save_pretrained(tmp_path / "a")
+    assert not caplog.records
+    odd = replace(options, encoder=replace(options.encoder, patch=8, registers=2), decoder=replace(options.decoder, patch=8))
+    VisualTokenizer(odd).save_pretrained(tmp_path / "b")
+    assert "patch=8, where it shuffles pixels by 16; registers=2" in caplog.text

@@ -140,6 +140,17 @@ def from_config(config: dict[str, Any]) -> TokenizerOptions:
         raise ValueError(f"config.json lacks {error}.") from None
 
 
+def misread(options: TokenizerOptions) -> list[str]:
+    """What of a tokenizer the published inference code would read wrongly, a phrase each; this project reads all of it."""
+    encoder = options.encoder
+    found = []
+    if encoder.patch != 16:
+        found.append(f"patch={encoder.patch}, where it shuffles pixels by 16")
+    if encoder.registers:
+        found.append(f"registers={encoder.registers}, which it does not have")
+    return found
+
+
 def to_official(name: str) -> str:
     """Our parameter name as the published files spell it."""
     for theirs, ours in PREFIXES.items():

@@ -5,6 +5,7 @@ VTP, arXiv 2512.13687. What is trained how stands in `vtp/tasks`; here is what a
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from vtp import artifacts
 from vtp.models.decoder import Decoder
 from vtp.models.encoder import Encoder, Features
-from vtp.models.official import TokenizerOptions, from_config, from_official, to_config, to_official
+from vtp.models.official import TokenizerOptions, from_config, from_official, misread, to_config, to_official
 from vtp.models.text import TextTower
+
+log = logging.getLogger(__name__)
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -144,6 +147,8 @@ class VisualTokenizer(nn.Module):
     def save_pretrained(self, folder: Path) -> None:
         """Write config.json and model.safetensors in the published layout (and vtp_extra.safetensors for our additions)."""
         folder.mkdir(parents=True, exist_ok=True)
+        if odd := misread(self.options):
+            log.warning("the published inference code would decode this tokenizer wrongly: %s", "; ".join(odd))
         tensors = {to_official(name): tensor for name, tensor in self.state_dict().items()}
         extra = {name: tensors.pop(name) for name in list(tensors) if "storage_tokens" in name}
         artifacts.save_json(folder / "config.json", to_config(self.options))
