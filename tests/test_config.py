@@ -74,6 +74,15 @@ def test_the_recipe_demo_is_the_committed_file(tmp_path):
     assert load(file=file) == load()
 
 
+def test_a_recipe_changes_the_lines_it_must_and_no_others(tmp_path):
+    file = tmp_path / "params.yaml"
+    before = (ROOT / "params.yaml").read_text()
+    file.write_text(before)
+    recipes.apply("demo", ["dit.steps=7"], file=file)
+    changed = [(old, new) for old, new in zip(before.splitlines(), file.read_text().splitlines(), strict=True) if old != new]
+    assert [new.split() for _, new in changed] == [["steps:", "7"]]
+
+
 def test_an_unknown_recipe_or_key_is_named(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="no recipe nothing"):
         recipes.apply("nothing")

@@ -29,7 +29,8 @@ def apply(name: str, overrides: tuple[str, ...] = (), file: Path = ROOT / "param
     from ruamel.yaml import YAML
 
     yaml = YAML()
-    yaml.width = 130
+    yaml.width = 200  # a line that fits as we wrote it stays one
+    yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
     yaml.preserve_quotes = True
     tree = yaml.load(file.read_text())
     changed = []
