@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import hashlib
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -70,7 +71,8 @@ def repair(folder: Path, mode: str) -> None:
     if mode == "exp run":
         sh(folder, "git", "symbolic-ref", "HEAD", "refs/heads/main")
     if mode == "queue":
-        sh(folder, "dvc", "queue", "kill", "-f", "killed", ok=None)
+        for task in re.findall(r"^(\w+) .* Running", sh(folder, "dvc", "queue", "status"), re.MULTILINE):
+            sh(folder, "dvc", "queue", "kill", task, ok=None)
         sh(folder, "dvc", "queue", "remove", "--all", ok=None)
 
 
