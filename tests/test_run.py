@@ -77,7 +77,7 @@ def test_other_work_on_the_same_inputs_stops_and_says_what_differs(project):
     with pytest.raises(ConfigError) as caught:
         train("dit.steps=7")
     message = str(caught.value)
-    assert f"{key} (its step 10) differs in code.py, dit.steps (320, now 7)" in message
+    assert f"{key} (its step 10) differs in code.py, dit.steps ({load().dit.steps}, now 7)" in message
     assert f"run.adopt={key} goes on from it, run.fresh=true starts afresh" in message
     assert not (project / "data" / "out").exists()
 
@@ -88,7 +88,7 @@ def test_adopted_work_goes_on_and_the_outs_say_so(project):
     assert (run.work / "checkpoints" / "step-00000010").is_dir()
     manifest = read_manifest(project / "data" / "out")
     assert manifest["adopted"] == key
-    assert manifest["adopted_differences"] == ["dit.steps (320, now 7)"]
+    assert manifest["adopted_differences"] == [f"dit.steps ({load().dit.steps}, now 7)"]
     train("dit.steps=8")  # nothing is left to decide
 
 
