@@ -250,5 +250,5 @@ def test_a_full_disk_is_one_line(tmp_path):
     process = python(code, str(tmp_path))
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "No space left on device: '/somewhere/models.safetensors'. What was saved before is whole; make room" in err
+    assert "No space left on device: '/somewhere/models.safetensors'. What was saved before is whole; mend this" in err
     assert "Traceback" not in err

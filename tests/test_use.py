@@ -57,6 +57,7 @@ def test_inspect_counts_parameters_and_shows_options(vtp, project):
     assert "encoder parameters" in said
     assert f"{sum(p.numel() for p in tokenizer.encoder.parameters()):,}" in said
     assert "vision_patch_size" in said
+    assert "open_vtp.rope" in said
     assert "diffusion transformer for 5 classes" in vtp("inspect", str(project / "data" / "train_dit"))
 
 

@@ -75,7 +75,7 @@ def inspect(folder: Path) -> None:
 @PICTURES
 @FOLDER
 @OUT
-@click.option("--size", type=int, help="Side of the central square in pixels; default: what the tokenizer was trained at.")
+@click.option("--size", type=click.IntRange(min=1), help="Side of the square in pixels; default: as in training.")
 def reconstruct(images: tuple[Path, ...], folder: Path, out: Path | None, size: int | None) -> None:
     """Encode and decode pictures: originals above reconstructions, and the PSNR of each."""
     from vtp import use

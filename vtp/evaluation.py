@@ -58,7 +58,7 @@ def understanding(tokenizer: VisualTokenizer, data: Prepared, params: EvaluatePa
 
     guessed = None
     if tokenizer.options.text is not None:
-        prompts = _prompts([entry.name for entry in classes], params.templates, tokenizer, device)
+        prompts = prompt_features([entry.name for entry in classes], params.templates, tokenizer, device)
         guessed = zero_shot_predictions(described["validation"]["image"], zero_shot_classifier(prompts))
     record("zero_shot", guessed)
     for kind in ("trunk", "bottleneck"):
@@ -97,8 +97,8 @@ def _describe(tokenizer: VisualTokenizer, split: Split, params: EvaluateParams, 
     return dict(zip(widths, table.split(list(widths.values()), dim=1), strict=True))
 
 
-def _prompts(names: Sequence[str], templates: Sequence[str], tokenizer: VisualTokenizer, device: torch.device) -> Tensor:
-    """Text features of every class under every template: (classes, templates, T)."""
+def prompt_features(names: Sequence[str], templates: Sequence[str], tokenizer: VisualTokenizer, device: torch.device) -> Tensor:
+    """Text features of every class under every template: (classes, templates, T), on the CPU."""
     assert tokenizer.options.text is not None
     texts = [template.format(name) for name in names for template in templates]
     tokens = tokenize(texts, tokenizer.options.text.context_length).to(device)

@@ -145,9 +145,10 @@ class Run:
             return  # a run of another stage, for which it was meant
         changed = self._differences(source)
         log.info("going on from the run %s, which differs in %s", key, ", ".join(changed))
+        # The record first: checkpoints that nobody says are another run's must not be left by a kill in between.
+        save_json(self.work / ADOPTED, {"adopted": key, "adopted_differences": changed})
         with folder_aside(self.work / "checkpoints") as folder:
             shutil.copytree(source / "checkpoints", folder, dirs_exist_ok=True)
-        save_json(self.work / ADOPTED, {"adopted": key, "adopted_differences": changed})
 
 
 def _last_step(folder: Path) -> int:
@@ -217,7 +218,7 @@ def entry(main: Callable[[Params], None]) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise
-        _end(stage, f"{error}. What was saved before is whole; make room, and the same command goes on from it.")
+        _end(stage, f"{error}. What was saved before is whole; mend this, and the same command goes on from it.")
 
 
 def _end(stage: str, message: str) -> None:

@@ -6,22 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vtp import sampling, seeding
 from vtp.artifacts import load_json
 from vtp.config import SampleParams
-from vtp.data.captions import tokenize
 from vtp.data.latents import load_statistics
-from vtp.data.pictures import centre_crop
+from vtp.data.pictures import prepare
 from vtp.data.shards import ClassInfo
-from vtp.evaluation import decoded
+from vtp.evaluation import decoded, prompt_features
 from vtp.metrics.reconstruction import psnr
 from vtp.metrics.understanding import zero_shot_classifier
 from vtp.models.dit import DiT
-from vtp.models.official import to_config
 from vtp.models.tokenizer import VisualTokenizer
+from vtp.tracking import flatten
 
 
 def inside(folder: Path) -> dict[str, str]:
@@ -39,14 +37,13 @@ def inside(folder: Path) -> dict[str, str]:
             + ("" if tokenizer.options.text else ", trained without captions")
         }
         parts = dict(tokenizer.named_children())
-        config = to_config(tokenizer.options)
     else:
         model = DiT.from_pretrained(folder)
         facts = {"what": f"diffusion transformer for {model.options.num_classes} classes"}
         parts = {"transformer": model}
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     facts |= {f"{name} parameters": f"{count:,}" for name, count in counts.items()}
-    return facts | {name: str(value) for name, value in config.items() if not isinstance(value, dict)}
+    return facts | {name: str(value) for name, value in flatten(config, ".").items()}
 
 
 def read_pictures(files: Sequence[Path], size: int) -> Tensor:
@@ -57,12 +54,10 @@ def read_pictures(files: Sequence[Path], size: int) -> Tensor:
     """
     pictures = []
     for file in files:
-        try:
-            with Image.open(file) as image:
-                square = centre_crop(image.convert("RGB"), size)
-        except OSError as error:
-            raise ValueError(f"{file} cannot be read as a picture: {error}.") from None
-        pictures.append(torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(size, size, 3))
+        picture = prepare(file.read_bytes(), size) if file.is_file() else None
+        if picture is None:
+            raise ValueError(f"{file} cannot be read as a picture; give a PNG, JPEG or WebP of 8 bits a channel.")
+        pictures.append(torch.frombuffer(bytearray(picture.pixels), dtype=torch.uint8).view(size, size, 3))
     return torch.stack(pictures).permute(0, 3, 1, 2) / 255
 
 
@@ -82,9 +77,7 @@ def classified(tokenizer: VisualTokenizer, pixels: Tensor, labels: Sequence[str]
     """
     if tokenizer.options.text is None:
         raise ValueError("this tokenizer was trained without captions, so it cannot classify by words.")
-    texts = [template.format(label) for label in labels for template in templates]
-    tokens = tokenize(texts, tokenizer.options.text.context_length)
-    prompts = tokenizer.encode_text(tokens).unflatten(0, (len(labels), len(templates)))
+    prompts = prompt_features(labels, templates, tokenizer, torch.device("cpu"))
     scores = tokenizer.logit_scale.exp() * tokenizer.encode_image(pixels) @ zero_shot_classifier(prompts).T
     return scores.softmax(dim=1)
 

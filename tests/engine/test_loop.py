@@ -126,7 +126,6 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(tmp_path):
         run(build("pretrain", "pretrain.ssl.prototypes=24"), tmp_path)
 
 
-@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="needs a limit on the size of files")
 def test_a_full_disk_leaves_the_checkpoint_before_it_whole(tmp_path):
     task = build("dit")
     with pytest.raises(Killed):
