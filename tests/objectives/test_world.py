@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vtp import dist
 from vtp.objectives.adversarial import adaptive_weight, hinge_discriminator, last_layer_gradient, lecam
+from vtp.objectives.alignment import alignment_loss
 from vtp.objectives.contrastive import clip_loss, siglip_loss
 from vtp.objectives.distillation import (
     centred_targets,
@@ -26,7 +27,7 @@ from vtp.objectives.distillation import (
     updated_centre,
 )
 from vtp.objectives.flow_matching import flow_terms, interpolate, velocity_target
-from vtp.objectives.reconstruction import alignment_loss, l1_loss
+from vtp.objectives.reconstruction import l1_loss
 from vtp.seeding import generator
 
 ORACLES = Path(__file__).parents[1] / "oracles"

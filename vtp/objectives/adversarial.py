@@ -63,20 +63,22 @@ def last_layer_gradient(grad_output: Tensor, inputs: Tensor, *, channels: int) -
 
 
 @torch.no_grad()
-def adaptive_weight(reconstruction_grad: Tensor, adversarial_grad: Tensor, most: float) -> Tensor:
-    """The factor at which the adversarial term pulls at the last layer as hard as reconstruction does (VQGAN, arXiv 2012.09841).
+def adaptive_weight(reconstruction_grad: Tensor, adversarial_grad: Tensor, most: float, *, eps: float = 1e-6) -> Tensor:
+    """The factor at which the adversarial term pulls at a layer as hard as reconstruction does (VQGAN, arXiv 2012.09841).
 
-    The loop it vectorises: sqrt(sum of reconstruction_grad[p]^2) / (sqrt(sum of adversarial_grad[p]^2) + 1e-6), at most `most`.
+    The loop it vectorises: sqrt(sum of reconstruction_grad[p]^2) / (sqrt(sum of adversarial_grad[p]^2) + eps), at most `most`.
 
     Args:
-        reconstruction_grad, adversarial_grad: gradients of the two global losses at the last layer's weight.
-        most: ceiling of the factor.
+        reconstruction_grad, adversarial_grad: gradients of the two global losses at the layer's weight, usually the decoder's
+            last. VA-VAE (arXiv 2501.01423) weighs its alignment alike, at the encoder's last layer.
+        most: ceiling of the factor; 1e4 in RAE and VA-VAE, 1e8 for VA-VAE's alignment.
+        eps: keeps the quotient finite; 1e-6 in RAE, 1e-4 in VQGAN and VA-VAE.
 
     Returns:
         One number without gradient.
     """
     wanted = torch.linalg.vector_norm(reconstruction_grad.float())
-    return (wanted / (torch.linalg.vector_norm(adversarial_grad.float()) + 1e-6)).clamp(max=most)
+    return (wanted / (torch.linalg.vector_norm(adversarial_grad.float()) + eps)).clamp(max=most)
 
 
 def diff_augment(images: Tensor, uniforms: Tensor, enabled: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -19,27 +17,13 @@ def l1_loss(decoded: Tensor, images: Tensor) -> Tensor:
     return (decoded.float() - images.float()).abs().mean()
 
 
-def alignment_loss(projected: Tensor, features: Tensor, *, distance_margin: float, cosine_margin: float) -> dict[str, Tensor]:
-    """Hold latents close to a frozen foundation model, position by position and in their similarities (VA-VAE, arXiv 2501.01423).
+def kl_loss(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Divergence of a latent's normal distribution from the standard one, in nats: summed over its numbers, mean over pictures.
 
-    The loops it vectorises, with z and f the unit channel vectors of one picture at positions i, j, averaged over pictures:
-        for i, j: distance += relu(|<z_i, z_j> - <f_i, f_j>| - distance_margin) / N^2
-        for i:    cosine   += relu(1 - cosine_margin - <z_i, f_i>) / N
+    The loop it vectorises: for every number: loss += (mean^2 + exp(log_variance) - 1 - log_variance) / 2B (arXiv 1312.6114).
 
     Args:
-        projected: (B, F, h, w) latents, projected to the width of the foundation model.
-        features: (B, F, h, w) of the foundation model at the same positions.
-        distance_margin: difference of similarities that costs nothing; 0.25 in the paper.
-        cosine_margin: distance 1 - cosine that costs nothing; 0.5 in the paper.
-
-    Returns:
-        The terms "distance" and "cosine", both of weight 1 in the paper.
+        mean, log_variance: (B, C, h, w); the usual clamp of the logarithm to [-30, 20] is the model's business.
     """
-    with torch.autocast(projected.device.type, enabled=False):
-        z = F.normalize(projected.float().flatten(2), dim=1)
-        f = F.normalize(features.float().flatten(2), dim=1)
-        difference = z.transpose(1, 2) @ z - f.transpose(1, 2) @ f
-        return {
-            "distance": F.relu(difference.abs() - distance_margin).mean(),
-            "cosine": F.relu(1 - cosine_margin - (z * f).sum(dim=1)).mean(),
-        }
+    mean, log_variance = mean.float(), log_variance.float()
+    return (mean.square() + log_variance.exp() - 1 - log_variance).sum() / (2 * len(mean))
