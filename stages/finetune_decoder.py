@@ -34,14 +34,14 @@ def main(params: Params) -> None:
             microbatch=params.run.microbatch,
         )
         batches = Batches(data.train, batch=options.batch, seed=params.seed, workers=params.run.workers)
-        history = train(task, batches, run, params.run, seed=params.seed, device=device)
+        end = train(task, batches, run, params.run, seed=params.seed, device=device)
         tokenizer.decoder.load_state_dict(task.averaged.state_dict())
         assert tensors_digest(frozen_part(tokenizer.state_dict())) == before, "the frozen part of the tokenizer changed"
         with run.out({"frozen_sha256": before}) as folder:
             if dist.is_main():
                 tokenizer.save_pretrained(folder)
-                write_csv(ROOT / "reports" / "curves" / "finetune_decoder.csv", history)
-        run.metrics("finetune_decoder", history[-1])
+                write_csv(ROOT / "reports" / "curves" / "finetune_decoder.csv", end.history)
+        run.metrics("finetune_decoder", end.history[-1])
 
 
 def frozen_part(state: dict) -> dict:

@@ -31,16 +31,16 @@ def main(params: Params) -> None:
             microbatch=params.run.microbatch,
         )
         batches = Batches(data.train, batch=params.pretrain.batch, seed=params.seed, workers=params.run.workers)
-        history = train(task, batches, run, params.run, seed=params.seed, device=device)
+        end = train(task, batches, run, params.run, seed=params.seed, device=device)
         with run.out() as folder:
             if dist.is_main():
                 tokenizer.save_pretrained(folder)
-                write_csv(ROOT / "reports" / "curves" / "pretrain.csv", history)
+                write_csv(ROOT / "reports" / "curves" / "pretrain.csv", end.history)
         millions = {
             f"{name}_million_parameters": round(sum(p.numel() for p in part.parameters()) / 1e6, 3)
             for name, part in tokenizer.named_children()
         }
-        run.metrics("pretrain", {**history[-1], **millions})
+        run.metrics("pretrain", {**end.history[-1], "pretrain_flops": end.flops * params.pretrain.steps, **millions})
 
 
 def options(params: Params):  # noqa: ANN201  (the type is imported late, with torch)

@@ -40,12 +40,12 @@ def main(params: Params) -> None:
         model = DiT(options)
         model.init_weights(generator(params.seed, "dit"))
         task = TrainDit(p, model, microbatch=params.run.microbatch)
-        history = train(task, LatentBatches(store, p.batch, params.seed), run, params.run, seed=params.seed, device=device)
+        end = train(task, LatentBatches(store, p.batch, params.seed), run, params.run, seed=params.seed, device=device)
         with run.out() as folder:
             if dist.is_main():
                 task.ema.save_pretrained(folder)
-                write_csv(ROOT / "reports" / "curves" / "dit.csv", history)
-        run.metrics("dit", {**history[-1], "million_parameters": round(sum(x.numel() for x in model.parameters()) / 1e6, 3)})
+                write_csv(ROOT / "reports" / "curves" / "dit.csv", end.history)
+        run.metrics("dit", {**end.history[-1], "million_parameters": round(sum(x.numel() for x in model.parameters()) / 1e6, 3)})
 
 
 if __name__ == "__main__":

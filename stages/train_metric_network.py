@@ -22,12 +22,12 @@ def main(params: Params) -> None:
         network = MetricNetwork(options.model, num_classes=data.num_classes, image_size=params.data.image_size, seed=params.seed)
         task = TrainMetricNetwork(options, network, image_size=params.data.image_size, microbatch=params.run.microbatch)
         batches = Batches(data.train, batch=options.batch, seed=params.seed, workers=params.run.workers)
-        history = train(task, batches, run, params.run, seed=params.seed, device=device)
+        end = train(task, batches, run, params.run, seed=params.seed, device=device)
         with run.out() as folder:
             if dist.is_main():
                 network.save_pretrained(folder)
-                write_csv(ROOT / "reports" / "curves" / "metric_network.csv", history)
-        run.metrics("metric_network", history[-1])
+                write_csv(ROOT / "reports" / "curves" / "metric_network.csv", end.history)
+        run.metrics("metric_network", end.history[-1])
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def losses(kind: str) -> list[float]:
     """The loss of each step of a small training of this kind."""
     task = build(kind, f"{SECTIONS[kind]}.steps={STEPS}")
     with tempfile.TemporaryDirectory() as folder:
-        history = fit(
+        end = fit(
             task,
             lambda start, stop: map(batch_of, range(start, stop)),
             seed=0,
@@ -41,7 +41,7 @@ def losses(kind: str) -> list[float]:
             picture_every=STEPS,
             compiled=False,
         )
-    return [row["loss"] for row in history]
+    return [row["loss"] for row in end.history]
 
 
 def _model_names() -> list[str]:

@@ -101,6 +101,38 @@ def test_a_fresh_start_leaves_the_other_work_where_it_is_and_is_not_asked_again(
     train()  # and who goes back to it goes on from it
 
 
+def test_a_variant_beside_unfinished_others_starts_without_asking_and_they_stay_unfinished(project):
+    key = killed()
+    run = train("dit.steps=7", "run.alongside=true")
+    assert (run.work / "finished.json").exists()
+    assert not (run.work.parent / key / "superseded.json").exists()
+    with pytest.raises(ConfigError, match=key):
+        train("dit.steps=8")
+
+
+def test_runs_share_a_prefix_if_their_length_is_all_that_differs(project):
+    here = {"threads": 1}
+    mine = train().shared(here)
+    assert train("dit.steps=7", "dit.optimizer.cooldown=3").shared(here) == mine
+    assert train("dit.steps=7", "dit.optimizer.warmup=3").shared(here) != mine
+    assert train("dit.batch=7").shared(here) != mine
+    assert train("seed=7").shared(here) != mine
+    assert train().shared({"threads": 2}) != mine
+    (project / "code.py").write_text("x = 2\n")
+    assert train().shared(here) != mine
+
+
+def test_only_the_length_of_the_training_itself_is_left_out():
+    ramp = {"start": 0.9, "end": 1.0, "steps": 40}
+    section = {"steps": 5, "optimizer": {"rate": 1.0, "cooldown": 2}, "ssl": {"teacher_momentum": ramp}}
+    what = {"code": {}, "params": {"pretrain": section, "seed": 0}, "inputs": {}}
+    assert provenance.without_length(what)["params"] == {
+        "pretrain": {"optimizer": {"rate": 1.0}, "ssl": {"teacher_momentum": ramp}},
+        "seed": 0,
+    }
+    assert section["steps"] == 5
+
+
 def test_a_fresh_start_of_the_same_work_forgets_its_checkpoints(project):
     killed()
     assert not (train("run.fresh=true").work / "checkpoints").exists()

@@ -271,6 +271,7 @@ class RunParams:
     picture_every: Count
     adopt: str | None
     fresh: bool
+    alongside: bool
     name: str | None
     tags: dict[str, str]
 

@@ -138,6 +138,21 @@ def fingerprint(what: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def without_length(what: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The ingredients of a training up to its cool-down: all but its `steps` and the `cooldown` of its optimizers."""
+
+    def cut(table: Any, *names: str) -> Any:
+        return {key: value for key, value in table.items() if key not in names} if isinstance(table, dict) else table
+
+    sections = {
+        key: {name: cut(value, "cooldown") for name, value in cut(section, "steps").items()}
+        if isinstance(section, dict)
+        else section
+        for key, section in what["params"].items()
+    }
+    return what | {"params": sections}
+
+
 def differences(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
     """What differs between two ingredients, a phrase each: names of files, and keys with both values."""
     found = []

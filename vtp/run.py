@@ -22,7 +22,7 @@ from vtp import stopping
 from vtp.artifacts import folder_aside, load_json, save_json, write_manifest
 from vtp.config import ROOT, ConfigError, Params, RunParams, load
 from vtp.lock import Lock, beating
-from vtp.provenance import Stage, differences, fingerprint, ingredients, main_checkout, what_parameters
+from vtp.provenance import Stage, differences, fingerprint, ingredients, main_checkout, what_parameters, without_length
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,15 @@ class Run:
         self.main = main_checkout()
         self.work = self.main / "runs" / stage / self.key
 
+    @property
+    def adopted(self) -> bool:
+        """Whether it went on from a run of other code or parameters."""
+        return (self.work / ADOPTED).exists()
+
+    def shared(self, conditions: dict[str, Any]) -> Path:
+        """Where trainings that differ from this one in their length only, under equal conditions, keep what they share."""
+        return self.work.parent / "shared" / fingerprint(without_length(self.what) | {"conditions": conditions})
+
     @contextmanager
     def out(self, about: dict[str, Any] | None = None) -> Iterator[Path]:
         """A new folder, the same on all ranks, that becomes the stage's out if nothing changed under the stage while it ran."""
@@ -63,7 +72,7 @@ class Run:
         yield folder
         dist.barrier()
         if dist.is_main():
-            adopted = load_json(self.work / ADOPTED) if (self.work / ADOPTED).exists() else {}
+            adopted = load_json(self.work / ADOPTED) if self.adopted else {}
             write_manifest(folder, {"stage": self.stage.name, **adopted, **(about or {})})
             shutil.rmtree(target, ignore_errors=True)
             folder.replace(target)
@@ -105,14 +114,14 @@ class Run:
                 _remove(self.work / name)
         elif how.adopt and how.adopt != self.key and not self._started():
             self._adopt(how.adopt)
-        elif others and not self._started():
+        elif others and not self._started() and not how.alongside:
             told = "; ".join(
                 f"{folder.name} (its step {_last_step(folder)}) differs in {', '.join(self._differences(folder)[:6])}"
                 for folder in others[:3]
             )
             raise ConfigError(
                 f"unfinished work on the same inputs lies in {others[0].parent}: {told}. "
-                f"run.adopt={others[0].name} goes on from it, run.fresh=true starts afresh."
+                f"run.adopt={others[0].name} goes on from it, run.fresh=true starts afresh, run.alongside=true leaves it alone."
             )
         if how.fresh or how.adopt:
             for folder in others:

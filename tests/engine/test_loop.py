@@ -11,7 +11,7 @@ import torch
 
 from tests.tasks.conftest import KINDS, batch_of, build
 from vtp.artifacts import BrokenArtifact
-from vtp.engine.checkpoint import Checkpoints
+from vtp.engine.checkpoint import Checkpoints, Prefix
 from vtp.engine.loop import Batches, NotFinite, fit, means, settle
 from vtp.tasks.base import Task
 from vtp.tracking import Track
@@ -29,20 +29,28 @@ def batches(start: int, stop: int, *, killed_at: int | None = None):
 
 
 def run(
-    task: Task, folder: Path, *, killed_at: int | None = None, made: Batches | None = None, log_every: int = 1
+    task: Task,
+    folder: Path,
+    *,
+    killed_at: int | None = None,
+    made: Batches | None = None,
+    log_every: int = 1,
+    prefix: Prefix | None = None,
 ) -> list[dict[str, float]]:
-    return fit(
+    end = fit(
         task,
         made or (lambda start, stop: batches(start, stop, killed_at=killed_at)),
         seed=0,
         device=torch.device("cpu"),
-        checkpoints=Checkpoints(folder, 2),
+        checkpoints=Checkpoints(folder, 2, prefix=prefix),
         track=Track("test", folder),
         picture=lambda name, pictures, step: None,
         log_every=log_every,
         picture_every=4,
         compiled=False,
     )
+    assert end.step == task.steps
+    return end.history
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -162,5 +170,5 @@ def test_training_lowers_the_loss(kind, tmp_path):
         log_every=10,
         picture_every=steps,
         compiled=False,
-    )
+    ).history
     assert history[-1][key] < 0.9 * history[0][key]

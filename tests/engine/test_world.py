@@ -32,7 +32,7 @@ def train(kind: str, folder: Path, *, signalled: bool = False) -> None:
                 signal.raise_signal(signal.SIGTERM)  # reaches one rank only
             yield {name: rows[dist.rows(len(rows))] for name, rows in batch_of(step).items()}
 
-    history = fit(
+    end = fit(
         task,
         batches,
         seed=0,
@@ -44,7 +44,7 @@ def train(kind: str, folder: Path, *, signalled: bool = False) -> None:
         picture_every=STEPS,
         compiled=False,
     )
-    (folder / f"{kind}.{dist.rank()}.json").write_text(json.dumps(history))
+    (folder / f"{kind}.{dist.rank()}.json").write_text(json.dumps(end.history))
     save_file(dict(task.models.state_dict()), folder / f"{kind}.{dist.rank()}.safetensors")
 
 

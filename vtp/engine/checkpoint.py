@@ -1,6 +1,9 @@
 """Checkpoints: weights, optimizer state, step and curves, as safetensors and JSON; written aside, verified on load.
 
 Random numbers need no state of their own: they are functions of (seed, purpose, step).
+
+Before its cool-down a training does not know how long it will be, so runs of different lengths share their beginning: each keeps
+the checkpoint with which its cool-down starts, and a longer run goes on from there.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vtp import artifacts, dist
+from vtp.lock import Lock
 
 log = logging.getLogger(__name__)
 
@@ -29,29 +33,72 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list)
     pending: list[dict[str, float]] = field(default_factory=list)
     """Scalars of the steps since the last row of `history`."""
+    flops: int = 0
+    """Floating point operations of the matrix products of one step of the global batch; 0 until the first step is done."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What runs of different lengths share.
+
+    Attributes:
+        folder: their checkpoints, one at the step where each one's cool-down began.
+        end: step at which this run's own cool-down begins.
+        taken: False: this run leaves its checkpoint there for others, and takes none.
+    """
+
+    folder: Path
+    end: int
+    taken: bool = True
+
+    def newest(self) -> Path | None:
+        """The latest whole checkpoint that this run may go on from."""
+        for folder in reversed(_steps(self.folder)):
+            if _step(folder) <= self.end:
+                try:
+                    artifacts.read_manifest(folder)
+                except artifacts.BrokenArtifact as error:
+                    log.warning("skipping a broken shared checkpoint: %s", error)
+                    continue
+                return folder
+        return None
 
 
 class Checkpoints:
-    """The checkpoints of one run below `folder`; the newest `keep` stay."""
+    """The checkpoints of one run below `folder`, of which the newest `keep` stay, and what it shares with others."""
 
-    def __init__(self, folder: Path, every: int, keep: int = 2) -> None:
-        self.folder, self.every, self.keep = folder, every, keep
+    def __init__(self, folder: Path, every: int, keep: int = 2, prefix: Prefix | None = None) -> None:
+        self.folder, self.every, self.keep, self.prefix = folder, every, keep, prefix
 
     def due(self, step: int, steps: int) -> bool:
         """Whether the state after `step` steps is to be kept."""
-        return step % self.every == 0 or step == steps
+        return step % self.every == 0 or step == steps or (self.prefix is not None and step == self.prefix.end)
 
     def save(self, state: State) -> None:
         """Write the state of rank 0; all ranks hold the same."""
         if dist.is_main():
-            with artifacts.folder_aside(self.folder / f"step-{state.step:08d}") as temporary:
+            own = self.folder / f"step-{state.step:08d}"
+            with artifacts.folder_aside(own) as temporary:
                 artifacts.save_tensors(temporary / "models.safetensors", state.models.state_dict())
                 artifacts.save_tensors(temporary / "optimizers.safetensors", _flatten(state))
-                artifacts.save_json(temporary / "history.json", {"rows": state.history, "pending": state.pending})
+                curves = {"rows": state.history, "pending": state.pending, "flops": state.flops}
+                artifacts.save_json(temporary / "history.json", curves)
                 artifacts.write_manifest(temporary, {"step": state.step})
-            for old in self._found()[: -self.keep]:
+            if self.prefix is not None and state.step == self.prefix.end:
+                with Lock(self.prefix.folder / "lock").held():
+                    _copy(own, self.prefix.folder)
+            for old in _steps(self.folder)[: -self.keep]:
                 shutil.rmtree(old)
         dist.barrier()
+
+    def borrow(self) -> bool:
+        """Take over the newest shared checkpoint where it is ahead of this run's own; from then on it is one of them."""
+        shared = self.prefix.newest() if self.prefix and self.prefix.taken else None
+        if shared is None or _step(shared) <= max(map(_step, _steps(self.folder)), default=0):
+            return False
+        log.info("the first %d steps are those of an earlier run that differs in its length only", _step(shared))
+        _copy(shared, self.folder)
+        return True
 
     def restore(self, state: State) -> None:
         """Go on from the newest whole checkpoint, or from the start where there is none.
@@ -59,7 +106,7 @@ class Checkpoints:
         Raises:
             BrokenArtifact: checkpoints exist, but none of them is whole.
         """
-        found = self._found()
+        found = _steps(self.folder)
         problem: artifacts.BrokenArtifact | None = None
         for folder in reversed(found):
             try:
@@ -79,12 +126,23 @@ class Checkpoints:
         state.models.load_state_dict(tensors)
         _unflatten(state, artifacts.load_tensors(folder / "optimizers.safetensors"))
         curves = artifacts.load_json(folder / "history.json")
-        state.history[:], state.pending[:] = curves["rows"], curves["pending"]
+        state.history[:], state.pending[:], state.flops = curves["rows"], curves["pending"], curves["flops"]
         state.step = step
         log.info("going on from step %d of %s", step, folder)
 
-    def _found(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*")) if self.folder.exists() else []
+
+def _steps(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the oldest first."""
+    return sorted(folder.glob("step-*")) if folder.exists() else []
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _copy(checkpoint: Path, into: Path) -> None:
+    with artifacts.folder_aside(into / checkpoint.name) as temporary:
+        shutil.copytree(checkpoint, temporary, dirs_exist_ok=True)
 
 
 def _same_shapes(folder: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:

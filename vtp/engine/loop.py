@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vtp import dist, stopping
 from vtp.engine.checkpoint import Checkpoints, State
+from vtp.engine.flops import counted
 from vtp.engine.optim import average, clip, optimizers, parameters_of, set_rate
 from vtp.engine.parallel import average_gradients, compile_blocks, same_start
 from vtp.seeding import Draws
@@ -44,11 +45,11 @@ def fit(
     log_every: int,
     picture_every: int,
     compiled: bool,
-) -> list[dict[str, float]]:
+) -> State:
     """Train `task` to its last step, going on from the newest checkpoint.
 
     Returns:
-        The curves: one row of scalars for every `log_every` steps, means over those steps and over ranks.
+        The end. Its `history` has one row of scalars for every `log_every` steps, means over those steps and over ranks.
 
     Raises:
         NotFinite: naming the first step and term; nothing broken is ever saved.
@@ -57,7 +58,11 @@ def fit(
     task.to(device)
     same_start(task.models)
     state = State(task.models.train(), optimizers(task))
+    borrowed = dist.is_main() and checkpoints.borrow()
+    dist.barrier()
     checkpoints.restore(state)
+    for row in state.history if borrowed else ():
+        track.scalars(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
     if compiled:
         compile_blocks(task.models)
     recent: list[tuple[int, dict[str, Tensor]]] = []
@@ -67,8 +72,9 @@ def fit(
             batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
             draws = Draws(seed, step, device)
             scalars: dict[str, Tensor] = {}
-            for phase in task.phases:
-                scalars |= update(task, phase, state, batch, draws)
+            with contextlib.nullcontext() if state.flops else counted(state, compiled):
+                for phase in task.phases:
+                    scalars |= update(task, phase, state, batch, draws)
             for pair in task.averages:
                 average(pair, step)
             state.step = step + 1
@@ -97,7 +103,7 @@ def fit(
                 log.info("asked to stop: step %d is saved, and the same command goes on from it", state.step)
                 raise stopping.Stopped
     bar.close()
-    return state.history
+    return state
 
 
 def update(task: Task, phase: Phase, state: State, batch: Batch, draws: Draws) -> dict[str, Tensor]:

@@ -9,13 +9,15 @@ from torch import Tensor
 
 from vtp import artifacts, dist
 from vtp.config import RunParams
-from vtp.engine.checkpoint import Checkpoints
+from vtp.engine.checkpoint import Checkpoints, Prefix, State
 from vtp.engine.loop import Batches, fit
 from vtp.run import Run
 from vtp.tasks.base import Task
 from vtp.tracking import Track
 
 log = logging.getLogger(__name__)
+
+Machine = dict[str, str | int]
 
 
 def start(how: RunParams) -> torch.device:
@@ -38,9 +40,11 @@ def start(how: RunParams) -> torch.device:
     return device
 
 
-def train(task: Task, batches: Batches, run: Run, how: RunParams, *, seed: int, device: torch.device) -> list[dict[str, float]]:
-    """Train `task` from its newest checkpoint under `run.work` to its last step; returns its curves."""
-    _compare_machines(run, device)
+def train(task: Task, batches: Batches, run: Run, how: RunParams, *, seed: int, device: torch.device) -> State:
+    """Train `task` from its newest checkpoint under `run.work` to its last step; returns where it ended."""
+    here = _machine(device)
+    if dist.is_main():
+        _compare_machines(run, here)
     with open_track(run, how) as track:
 
         def picture(name: str, pictures: Tensor, step: int) -> None:
@@ -49,20 +53,20 @@ def train(task: Task, batches: Batches, run: Run, how: RunParams, *, seed: int, 
                 sheet = torch.cat([torch.cat(list(row), dim=2) for row in pictures.chunk(2)], dim=1)
                 track.picture(name, (sheet * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy(), step)
 
-        history = fit(
+        end = fit(
             task,
             batches,
             seed=seed,
             device=device,
-            checkpoints=Checkpoints(run.work / "checkpoints", how.save_every),
+            checkpoints=Checkpoints(run.work / "checkpoints", how.save_every, prefix=_prefix(task, run, how, here)),
             track=track,
             picture=picture,
             log_every=how.log_every,
             picture_every=how.picture_every,
             compiled=how.compile,
         )
-        track.final({name: value for name, value in history[-1].items() if name != "step"})
-    return history
+        track.final({name: value for name, value in end.history[-1].items() if name != "step"})
+    return end
 
 
 def open_track(run: Run, how: RunParams) -> Track:
@@ -78,16 +82,24 @@ def open_track(run: Run, how: RunParams) -> Track:
     )
 
 
-def _compare_machines(run: Run, device: torch.device) -> None:
-    """Write down what the bits of a training depend on beside its fingerprint; say so where it changes in the middle of one."""
-    if not dist.is_main():
-        return
-    here = {
+def _prefix(task: Task, run: Run, how: RunParams, here: Machine) -> Prefix | None:
+    """What this training shares with longer and shorter ones; those of other conditions have other bits, and are not taken."""
+    end = task.steps - max(phase.optimizer.cooldown for phase in task.phases)
+    return Prefix(run.shared(here), end, taken=not how.fresh) if end > 0 and not run.adopted else None
+
+
+def _machine(device: torch.device) -> Machine:
+    """What the bits of a training depend on beside its fingerprint."""
+    return {
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "ranks": dist.world(),
     }
+
+
+def _compare_machines(run: Run, here: Machine) -> None:
+    """Write down the conditions of a training; say so where they change in the middle of one."""
     noted = run.work / "machine.json"
     before = artifacts.load_json(noted) if noted.exists() else here
     odd = [f"{name} {before.get(name)} -> {value}" for name, value in here.items() if before.get(name) != value]
