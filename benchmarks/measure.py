@@ -1,0 +1,161 @@
+"""Measuring: time by device events, memory, arithmetic, the machine's own ceiling, and a record of it as JSON.
+
+A figure means little without what the machine can do, so every benchmark measures the rate of a large matrix product in the same
+process and tells its own rate as a share of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from vtp.artifacts import aside
+
+log = logging.getLogger(__name__)
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Repeated runs of one piece of work.
+
+    Attributes:
+        milliseconds: median of the runs.
+        fastest, slowest: their range, in milliseconds.
+        runs: how many there were, warm-up not counted.
+        peak_gib: most device memory that tensors took during the runs, GiB; 0 on a CPU.
+    """
+
+    milliseconds: float
+    fastest: float
+    slowest: float
+    runs: int
+    peak_gib: float
+
+
+def timed(work: Callable[[], object], device: torch.device, *, warmup: int, runs: int) -> Timing:
+    """Time `work`, by events on a GPU and by the clock on a CPU, after `warmup` runs that are not counted."""
+    for _ in range(warmup):
+        work()
+    if device.type != "cuda":
+        took = []
+        for _ in range(runs):
+            start = time.perf_counter()
+            work()
+            took.append(1000 * (time.perf_counter() - start))
+        return _timing(took, 0.0)
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(runs + 1)]
+    events[0].record()
+    for event in events[1:]:
+        work()
+        event.record()
+    torch.cuda.synchronize(device)
+    took = [start.elapsed_time(stop) for start, stop in itertools.pairwise(events)]
+    return _timing(took, torch.cuda.max_memory_allocated(device) / 2**30)
+
+
+def _timing(took: list[float], peak_gib: float) -> Timing:
+    return Timing(statistics.median(took), min(took), max(took), len(took), peak_gib)
+
+
+def ceiling(device: torch.device) -> float:
+    """TFLOP/s of a square matrix product of random numbers: 8192 wide in bfloat16 on a GPU, 1024 wide in float32 on a CPU."""
+    width, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
+    draw = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(width, width, generator=draw, device=device, dtype=dtype) for _ in range(2))
+    timing = timed(lambda: a @ b, device, warmup=5, runs=20)
+    return 2 * width**3 / timing.milliseconds / 1e9
+
+
+def flop(work: Callable[[], object]) -> float:
+    """Floating-point operations of the matrix products, convolutions and attentions in `work`, which must not be compiled."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def relative_error(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
+    """|found - expected| / |expected| over several tensors taken as one vector, in float64. NaN if any number is."""
+    pairs = [(f.double(), e.double()) for f, e in zip(found, expected, strict=True)]
+    off = sum(float((f - e).square().sum()) for f, e in pairs)
+    size = sum(float(e.square().sum()) for _, e in pairs)
+    return (off / size) ** 0.5
+
+
+def machine(device: torch.device) -> str:
+    """Short name of the machine, as results are filed: `h200`, `h100`, `cpu`."""
+    if device.type != "cuda":
+        return "cpu"
+    return torch.cuda.get_device_name(device).lower().replace("nvidia", "").split()[0]
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """What a figure depends on beside the code."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    if device.type == "cuda":
+        cudnn = torch.backends.cudnn.version()
+        found |= {"cuda": str(torch.version.cuda), "cudnn": str(cudnn), "device": torch.cuda.get_device_name(device)}
+    return found
+
+
+def record(
+    name: str,
+    timing: Timing,
+    device: torch.device,
+    *,
+    module: str,
+    ceiling_tflops: float,
+    flop: float,
+    extra: dict[str, object],
+    folder: Path | None = None,
+) -> Path:
+    """Write the figures of one benchmark to `<folder>/<machine>/<name>.json` and return the path.
+
+    Args:
+        module: of the command, as in `python -m module`; its arguments are the process's own.
+        ceiling_tflops: of `ceiling`, measured in this process.
+        flop: operations of one run.
+        extra: more figures, under their own names.
+        folder: None: beside this file, where results of record are tracked.
+    """
+    rate = flop / timing.milliseconds / 1e9
+    values = asdict(timing) | {
+        "tflop": flop / 1e12,
+        "tflops": rate,
+        "ceiling_tflops": ceiling_tflops,
+        "share_of_ceiling": rate / ceiling_tflops,
+        **extra,
+        "versions": versions(device),
+        "date": date.today().isoformat(),
+        "command": f"python -m {module} {shlex.join(sys.argv[1:])}".strip(),
+    }
+    path = (folder or RESULTS) / machine(device) / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with aside(path) as temporary:
+        temporary.write_text(json.dumps(_rounded(values), indent=1) + "\n")
+    log.info("%s", json.dumps(_rounded(values)))
+    return path
+
+
+def _rounded(value: object) -> object:
+    """Numbers to four digits: more is noise."""
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
