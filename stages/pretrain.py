@@ -30,7 +30,13 @@ def main(params: Params) -> None:
             generator=generator(params.seed, "head"),
             microbatch=params.run.microbatch,
         )
-        batches = Batches(data.train, batch=params.pretrain.batch, seed=params.seed, workers=params.run.workers)
+        batches = Batches(
+            data.train,
+            batch=params.pretrain.batch,
+            seed=params.seed,
+            workers=params.run.workers,
+            fraction=params.pretrain.data_fraction,
+        )
         end = train(task, batches, run, params.run, seed=params.seed, device=device)
         with run.out() as folder:
             if dist.is_main():

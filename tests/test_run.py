@@ -284,3 +284,18 @@ def test_a_full_disk_is_one_line(tmp_path):
     assert process.returncode == 1
     assert "No space left on device: '/somewhere/models.safetensors'. What was saved before is whole; mend this" in err
     assert "Traceback" not in err
+
+
+def test_a_training_that_diverged_has_an_exit_status_of_its_own(monkeypatch, capsys, tmp_path):
+    from vtp.stopping import DIVERGED, NotFinite
+
+    def diverges(params):
+        raise NotFinite("step 3: clip is nan.")
+
+    monkeypatch.setattr(sys, "argv", ["stages/pretrain.py"])
+    monkeypatch.setattr(runs, "main_checkout", lambda: tmp_path)
+    monkeypatch.setattr(runs.stopping, "leave_at_once", lambda: None)
+    with pytest.raises(SystemExit) as caught:
+        runs.entry(diverges)
+    assert caught.value.code == DIVERGED == 65
+    assert capsys.readouterr().err.startswith("pretrain: step 3: clip is nan.")

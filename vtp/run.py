@@ -216,12 +216,17 @@ def _launch(launcher: str, stage: str, lock: Lock) -> None:
 
 
 def entry(main: Callable[[Params], None]) -> None:
-    """Run a stage's `main` with the checked parameters. What the user can mend is one line on stderr; exit status 1."""
+    """Run a stage's `main` with the checked parameters. What the user can mend is one line on stderr; exit status 1.
+
+    A training that diverged exits with 65, so that whoever runs many variants can tell it from a fault.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     stopping.leave_at_once()
     stage = Path(sys.argv[0]).stem
     try:
         main(load(_overrides()))
+    except stopping.NotFinite as error:
+        _end(stage, str(error), stopping.DIVERGED)
     except (ValueError, FileNotFoundError) as error:
         _end(stage, str(error))
     except OSError as error:
@@ -230,7 +235,7 @@ def entry(main: Callable[[Params], None]) -> None:
         _end(stage, f"{error}. What was saved before is whole; mend this, and the same command goes on from it.")
 
 
-def _end(stage: str, message: str) -> None:
+def _end(stage: str, message: str, status: int = 1) -> None:
     trace = main_checkout() / "runs" / f"{stage}.traceback"
     details = f"  (details: {trace})"
     try:
@@ -238,7 +243,8 @@ def _end(stage: str, message: str) -> None:
         trace.write_text(traceback.format_exc())
     except OSError:  # the disk is full, perhaps
         details = ""
-    raise SystemExit(f"{stage}: {message}{details}") from None
+    sys.stderr.write(f"{stage}: {message}{details}\n")
+    raise SystemExit(status) from None
 
 
 def _overrides() -> list[str]:

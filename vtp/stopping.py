@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1, as a scheduler sends them before it takes a machine away: save, then exit with status 75.
+"""How a training ends before its time. SIGTERM and SIGUSR1, as a scheduler sends them before it takes a machine away: save, then exit with status 75.
 
 75 is EX_TEMPFAIL of sysexits.h, "try again later"; a scheduler that requeues on it gets the same training back, which goes on
 from where it was. Where there is nothing to save a process leaves at once; the training loop asks between two steps.
@@ -14,6 +14,8 @@ from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_STATUS = 75
+DIVERGED = 65
+"""Exit status of a stage whose training diverged: EX_DATAERR, trying again will not help."""
 
 
 class Stopped(SystemExit):
@@ -21,6 +23,10 @@ class Stopped(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(EXIT_STATUS)
+
+
+class NotFinite(ValueError):
+    """A loss term became NaN or infinite."""
 
 
 def leave_at_once() -> None:

@@ -49,3 +49,16 @@ def test_order_pickles_and_refuses_nothing_to_order() -> None:
     assert torch.equal(order.positions(4, 40), Order(LENGTHS, seed=9, window=2).positions(4, 40))
     with pytest.raises(ValueError, match="no samples"):
         Order([0, 0], seed=0, window=1)
+
+
+def test_a_fraction_visits_an_evenly_spread_share_of_every_shard_again_and_again() -> None:
+    order = Order([100, 10, 0, 2], seed=1, window=2, fraction=0.2)
+    epochs = order.positions(0, 2 * 23).view(2, 23)
+    for epoch in epochs:
+        assert epoch.sort().values.tolist() == [*range(0, 100, 5), 100, 105, 110]
+    assert not torch.equal(epochs[0], epochs[1])
+    assert torch.equal(pickle.loads(pickle.dumps(order)).positions(0, 50), order.positions(0, 50))
+
+
+def test_the_whole_is_the_fraction_one() -> None:
+    assert torch.equal(Order(LENGTHS, 3, 2, 1.0).positions(0, 60), Order(LENGTHS, 3, 2).positions(0, 60))

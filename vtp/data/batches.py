@@ -21,12 +21,15 @@ class Batches:
         seed: the run's seed, which fixes the order.
         workers: loading processes; 0 decodes in this one.
         shards_per_window: shards whose samples are shuffled together.
+        fraction: the share of the samples that is ever visited.
     """
 
-    def __init__(self, split: Split, *, batch: int, seed: int, workers: int, shards_per_window: int = 8) -> None:
+    def __init__(
+        self, split: Split, *, batch: int, seed: int, workers: int, shards_per_window: int = 8, fraction: float = 1.0
+    ) -> None:
         self.seed, self.workers = seed, workers
         # The slice is fixed here, since a loading process may know nothing of ranks.
-        self.steps = _Steps(split, Order(split.shard_lengths, seed, shards_per_window), batch, dist.rows(batch))
+        self.steps = _Steps(split, Order(split.shard_lengths, seed, shards_per_window, fraction), batch, dist.rows(batch))
 
     def __call__(self, start: int, stop: int) -> Iterator[dict[str, Tensor]]:
         """Batches of steps [start, stop): images (b, 3, S, S) uint8, tokens (b, L) int64, labels (b) int64; b = batch / ranks."""

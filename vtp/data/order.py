@@ -24,22 +24,24 @@ class Order:
         shard_lengths: samples in each shard; sample indices count through the shards in this order.
         seed: the run's seed.
         window: shards whose samples are shuffled together.
+        fraction: the share of each shard that is ever visited, evenly spread over it, at least one sample; above 0, at most 1.
 
     Raises:
         ValueError: there is no sample at all.
     """
 
-    def __init__(self, shard_lengths: Sequence[int], seed: int, window: int) -> None:
+    def __init__(self, shard_lengths: Sequence[int], seed: int, window: int, fraction: float = 1.0) -> None:
         if sum(shard_lengths) == 0:
             raise ValueError("the split holds no samples; look at quarantine.parquet of the prepared data.")
-        self.shard_lengths, self.seed, self.window = list(shard_lengths), seed, window
+        self.shard_lengths, self.seed, self.window, self.fraction = list(shard_lengths), seed, window, fraction
         self.first = [0, *accumulate(self.shard_lengths)]
-        self.num_samples = self.first[-1]
+        self.visited = [length and max(1, round(length * fraction)) for length in self.shard_lengths]
+        self.num_samples = sum(self.visited)
         self._layout = lru_cache(2)(self._make_layout)
         self._shuffled = lru_cache(4)(self._make_shuffled)
 
     def __reduce__(self) -> tuple:
-        return Order, (self.shard_lengths, self.seed, self.window)
+        return Order, (self.shard_lengths, self.seed, self.window, self.fraction)
 
     def positions(self, start: int, stop: int) -> Tensor:
         """Indices of the samples at positions [start, stop) of the stream: (stop - start,) int64."""
@@ -59,11 +61,16 @@ class Order:
         shards = torch.randperm(len(self.shard_lengths), generator=seeding.generator(self.seed, "order", epoch)).tolist()
         shards = [shard for shard in shards if self.shard_lengths[shard]]
         windows = [shards[i : i + self.window] for i in range(0, len(shards), self.window)]
-        sizes = [sum(self.shard_lengths[shard] for shard in window) for window in windows]
+        sizes = [sum(self.visited[shard] for shard in window) for window in windows]
         return windows, [0, *accumulate(sizes[:-1])]
 
     def _make_shuffled(self, epoch: int, number: int) -> Tensor:
         """Sample indices of one window of an epoch, shuffled."""
         window = self._layout(epoch)[0][number]
-        indices = torch.cat([torch.arange(self.first[shard], self.first[shard + 1]) for shard in window])
+        indices = torch.cat([self._samples(shard) for shard in window])
         return indices[torch.randperm(len(indices), generator=seeding.generator(self.seed, "order", epoch, number))]
+
+    def _samples(self, shard: int) -> Tensor:
+        """The samples of a shard that are visited, in ascending order."""
+        count = self.visited[shard]
+        return self.first[shard] + torch.arange(count) * self.shard_lengths[shard] // count

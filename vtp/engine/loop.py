@@ -16,6 +16,7 @@ from vtp.engine.flops import counted
 from vtp.engine.optim import average, clip, optimizers, parameters_of, set_rate
 from vtp.engine.parallel import average_gradients, compile_blocks, same_start
 from vtp.seeding import Draws
+from vtp.stopping import NotFinite
 from vtp.tasks.base import Backward, Batch, Phase, Report, Task
 from vtp.tracking import Track
 
@@ -27,10 +28,6 @@ Batches = Callable[[int, int], Iterator[Batch]]
 
 Picture = Callable[[str, Tensor, int], None]
 """`picture(name, (n, 3, H, W) in [0, 1], step)`: keep pictures somewhere."""
-
-
-class NotFinite(ValueError):
-    """A loss term became NaN or infinite."""
 
 
 def fit(
