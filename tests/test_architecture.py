@@ -51,6 +51,7 @@ WRAPPED = {
     "open_clip": {"vtp/data/captions.py"},
     "lpips": {"vtp/models/frozen.py"},
     "torch_fidelity": {"vtp/metrics/generation.py", "vtp/models/frozen.py"},
+    "huggingface_hub": {"vtp/models/hub.py", "vtp/models/discriminator.py"},
     "pandera": {"vtp/data/contract.py"},
 }
 

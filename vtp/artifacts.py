@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,19 +73,22 @@ def load_json(path: Path) -> Any:
         raise BrokenArtifact(f"{path} is not JSON ({error}).") from None
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any = None) -> None:
-    """Tensors into one safetensors file. `metadata` is stored as one JSON text: more keys than one have no stable order.
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], note: tuple[str, str] | None = None) -> None:
+    """Tensors into one safetensors file; equal tensors give equal bytes.
+
+    Args:
+        note: name and text of one entry of the file's metadata. There is no second, because several have no stable order.
 
     Raises:
         OSError: the disk is full, say; a file that was there before is unchanged.
     """
     import safetensors.torch
 
-    text = None if metadata is None else {"json": json.dumps(metadata)}
+    metadata = None if note is None else dict([note])
     ready = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     with aside(path) as temporary:
         try:
-            safetensors.torch.save_file(ready, temporary, text)
+            safetensors.torch.save_file(ready, temporary, metadata)
         except safetensors.SafetensorError as error:
             # The library hides the system's error number in its text.
             if number := re.search(r"os error (\d+)", str(error)):
@@ -143,11 +146,27 @@ def read_manifest(folder: Path, verify: bool = True) -> dict[str, Any]:
     """
     manifest = load_json(folder / MANIFEST)
     for name, facts in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise BrokenArtifact(f"{path} is missing, though {MANIFEST} lists it; make {folder} anew.")
-        if path.stat().st_size != facts["bytes"]:
-            raise BrokenArtifact(f"{path} has {path.stat().st_size} bytes, not {facts['bytes']}; make {folder} anew.")
-        if verify and digest(path) != facts["sha256"]:
-            raise BrokenArtifact(f"{path} is not the file its manifest lists (sha256 differs); make {folder} anew.")
+        _verify(folder, name, facts, verify)
     return manifest
+
+
+def verify_listed(folder: Path, names: Sequence[str]) -> None:
+    """Compare files with the manifest that lies beside them, if one of ours does; a name it does not list is not looked at.
+
+    Raises:
+        BrokenArtifact: naming the first file that is missing, cut or changed.
+    """
+    listed = load_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+    for name, facts in listed.get("files", {}).items():
+        if name in names:
+            _verify(folder, name, facts, True)
+
+
+def _verify(folder: Path, name: str, facts: Mapping[str, Any], checksum: bool) -> None:
+    path = folder / name
+    if not path.is_file():
+        raise BrokenArtifact(f"{path} is missing, though {MANIFEST} lists it; make {folder} anew.")
+    if path.stat().st_size != facts["bytes"]:
+        raise BrokenArtifact(f"{path} has {path.stat().st_size} bytes, not {facts['bytes']}; make {folder} anew.")
+    if checksum and digest(path) != facts["sha256"]:
+        raise BrokenArtifact(f"{path} is not the file its manifest lists (sha256 differs); make {folder} anew.")

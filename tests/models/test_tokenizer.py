@@ -69,14 +69,13 @@ def test_masked_patches_match_the_published_model(oracle):
     close(features.cls, cls)
 
 
-def test_save_and_load_keeps_every_bit(oracle, tmp_path):
+def test_reading_and_saving_leaves_the_file_as_it_was(oracle, tmp_path):
     model, _ = oracle
-    model.save_pretrained(tmp_path)
-    mine = load_file(tmp_path / "model.safetensors")
-    theirs = load_file(ORACLES / "vtp_a" / "model.safetensors")
-    assert mine.keys() == theirs.keys()
-    assert all(torch.equal(mine[name], theirs[name]) and mine[name].dtype == theirs[name].dtype for name in mine)
-    again = VisualTokenizer.from_pretrained(tmp_path)
+    for name in ("vtp_a", "vtp_b"):
+        VisualTokenizer.from_pretrained(ORACLES / name).save_pretrained(tmp_path / name)
+        theirs = (ORACLES / name / "model.safetensors").read_bytes()
+        assert (tmp_path / name / "model.safetensors").read_bytes() == theirs
+    again = VisualTokenizer.from_pretrained(tmp_path / "vtp_a")
     assert again.options == model.options
 
 

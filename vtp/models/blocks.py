@@ -79,13 +79,16 @@ class Rope(nn.Module):
         super().__init__()
         self.head_width = head_width
         self.dtype = getattr(torch, dtype)
-        self.register_buffer("periods", self._periods())
-        self._tables: dict[tuple, Table] = {}
+        self.reset()
 
-    def _periods(self) -> Tensor:
-        # The official files store the periods as bfloat16, so the float32 table starts from the rounded values as well.
-        steps = torch.arange(self.head_width // 4, dtype=torch.bfloat16)
-        return 100.0 ** (2 * steps / (self.head_width // 2))
+    def reset(self, dtype: torch.dtype = torch.bfloat16) -> None:
+        """Make the periods 100^(4j/d), j < d/4, computed in `dtype`: bfloat16 is what published files store.
+
+        A table in float32 starts from the periods as they are held, so from rounded ones unless they were made in float32.
+        """
+        self._tables: dict[tuple, Table] = {}
+        steps = torch.arange(self.head_width // 4, dtype=dtype)
+        self.register_buffer("periods", 100.0 ** (2 * steps / (self.head_width // 2)))
 
     def forward(self, h: int, w: int, prefix: int) -> Table:
         """Sine and cosine, each (prefix + h * w, d), row-major over the grid; tokens in front have no place and do not turn."""
@@ -178,7 +181,7 @@ class LayerScale(nn.Module):
 
     def __init__(self, width: int, start: float) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((width,), start))
+        self.gamma = nn.Parameter(torch.full((width,), float(start)))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma

@@ -1,6 +1,7 @@
 """The text tower of CLIP (arXiv 2103.00020): a causal transformer whose feature sits at the end-of-text token.
 
-Parameter names are those of the published VTP weights.
+Parameter names are those of the published VTP weights. What training here uses are the defaults; the rest is for reading weights
+of others (OpenCLIP's options).
 """
 
 from __future__ import annotations
@@ -11,24 +12,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtp.models.blocks import LayerScale
+
 
 @dataclass(frozen=True)
 class TextOptions:
-    """Shape of the text tower. `width` is also the width T of the joint image-text space."""
+    """Shape of the text tower; the defaults are CLIP's.
+
+    Attributes:
+        width: also the width T of the joint image-text space.
+        mlp_ratio: hidden width of a block over its width.
+        layer_scale: start value of LayerScale; None leaves it out.
+        causal: a token sees only those before it. Padding is never masked, so without it every feature depends on the padding.
+        pool: which token's feature is the text's: argmax (the largest id, end-of-text) | first | last | none (all of them).
+        projection: False: the pooled feature is not multiplied by the joint space's matrix.
+        projection_bias: the matrix is a linear layer with a bias.
+        quick_gelu: x * sigmoid(1.702 x) in place of the exact GELU.
+        pad_id, output_tokens: read by nothing, in the published code neither; kept for the file.
+    """
 
     width: int
     depth: int
     heads: int
     context_length: int
     vocabulary: int
+    mlp_ratio: float = 4.0
+    layer_scale: float | None = None
+    causal: bool = True
+    pool: str = "argmax"
+    projection: bool = True
+    projection_bias: bool = False
+    quick_gelu: bool = False
+    pad_id: int = 0
+    output_tokens: bool = False
 
 
 class TextAttention(nn.Module):
-    """Causal self-attention with the parameter names of torch's MultiheadAttention."""
+    """Self-attention, causal or not, with the parameter names of torch's MultiheadAttention."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, options: TextOptions) -> None:
         super().__init__()
-        self.heads = heads
+        width, self.heads, self.causal = options.width, options.heads, options.causal
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
@@ -37,35 +61,41 @@ class TextAttention(nn.Module):
         batch, length, width = x.shape
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = qkv.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out_proj(x.transpose(1, 2).reshape(batch, length, width))
 
 
 class TextMlp(nn.Module):
-    """c_proj(gelu(c_fc x)), four times as wide inside."""
+    """c_proj(gelu(c_fc x))."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, options: TextOptions) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(width, 4 * width)
-        self.c_proj = nn.Linear(4 * width, width)
+        hidden = int(options.width * options.mlp_ratio)
+        self.c_fc = nn.Linear(options.width, hidden)
+        self.c_proj = nn.Linear(hidden, options.width)
+        self.quick = options.quick_gelu
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(F.gelu(self.c_fc(x)))
+        x = self.c_fc(x)
+        return self.c_proj(x * torch.sigmoid(1.702 * x) if self.quick else F.gelu(x))
 
 
 class TextBlock(nn.Module):
-    """Pre-norm residual block."""
+    """Pre-norm residual block: x + ls1(attn(ln1 x)), then x + ls2(mlp(ln2 x))."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, options: TextOptions) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
-        self.attn = TextAttention(width, heads)
-        self.ln_2 = nn.LayerNorm(width)
-        self.mlp = TextMlp(width)
+        self.ln_1 = nn.LayerNorm(options.width)
+        self.attn = TextAttention(options)
+        self.ln_2 = nn.LayerNorm(options.width)
+        self.mlp = TextMlp(options)
+        scale = options.layer_scale
+        self.ls_1 = nn.Identity() if scale is None else LayerScale(options.width, scale)
+        self.ls_2 = nn.Identity() if scale is None else LayerScale(options.width, scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+        x = x + self.ls_1(self.attn(self.ln_1(x)))
+        return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
 class TextTransformer(nn.Module):
@@ -73,7 +103,7 @@ class TextTransformer(nn.Module):
 
     def __init__(self, options: TextOptions) -> None:
         super().__init__()
-        self.resblocks = nn.ModuleList(TextBlock(options.width, options.heads) for _ in range(options.depth))
+        self.resblocks = nn.ModuleList(TextBlock(options) for _ in range(options.depth))
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.resblocks:
@@ -82,7 +112,7 @@ class TextTransformer(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Caption ids (B, L) to one feature each (B, T), not normalised."""
+    """Caption ids (B, L) to one feature each (B, T), not normalised; with `pool` none to one for every token (B, L, T)."""
 
     def __init__(self, options: TextOptions) -> None:
         super().__init__()
@@ -92,7 +122,11 @@ class TextTower(nn.Module):
         self.positional_embedding = nn.Parameter(torch.empty(options.context_length, width))
         self.text_transformer = TextTransformer(options)
         self.ln_final = nn.LayerNorm(width)
-        self.text_projection = nn.Parameter(torch.empty(width, width))
+        self.text_projection: nn.Parameter | nn.Linear | None = None
+        if options.projection and options.projection_bias:
+            self.text_projection = nn.Linear(width, width)
+        elif options.projection:
+            self.text_projection = nn.Parameter(torch.empty(width, width))
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -105,7 +139,12 @@ class TextTower(nn.Module):
         width, depth = self.options.width, self.options.depth
         self.token_embedding.weight.normal_(std=0.02, generator=generator)
         self.positional_embedding.normal_(std=0.01, generator=generator)
-        self.text_projection.normal_(std=width**-0.5, generator=generator)
+        match self.text_projection:
+            case nn.Linear() as linear:
+                linear.weight.normal_(std=width**-0.5, generator=generator)
+                linear.bias.zero_()
+            case nn.Parameter() as matrix:
+                matrix.normal_(std=width**-0.5, generator=generator)
         for block in self.blocks:
             assert isinstance(block, TextBlock)
             block.attn.in_proj_weight.normal_(std=width**-0.5, generator=generator)
@@ -117,7 +156,22 @@ class TextTower(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
-        x = self.ln_final(self.text_transformer(x))
+        x = self.pooled(self.ln_final(self.text_transformer(x)), tokens)
+        match self.text_projection:
+            case nn.Linear() as linear:
+                return linear(x)
+            case nn.Parameter() as matrix:
+                return x @ matrix.to(x.dtype)
+        return x
+
+    def pooled(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """The feature of each text: (B, L, T) -> (B, T), or all of them where nothing is pooled."""
+        match self.options.pool:
+            case "first":
+                return x[:, 0]
+            case "last":
+                return x[:, -1]
+            case "none":
+                return x
         # The end-of-text id is the largest there is, so its place is the argmax.
-        x = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=1)]
-        return x @ self.text_projection.to(x.dtype)
+        return x[torch.arange(len(x), device=x.device), tokens.argmax(dim=1)]

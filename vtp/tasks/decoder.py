@@ -148,7 +148,7 @@ class FinetuneDecoder(Task):
         return hidden, self.decoder.proj_out(hidden)
 
     def _terms(self, output: Tensor, pixels: Tensor, rows: slice, draws: Draws, adversarial: bool) -> dict[str, Tensor]:
-        decoded = F.pixel_shuffle(output, self.tokenizer.options.decoder.patch)
+        decoded = F.pixel_shuffle(output, self.tokenizer.options.encoder.patch)
         signed = 2 * denormalize(decoded) - 1
         self.made.append(signed.detach())
         terms = {"l1": l1_loss(decoded, normalize(pixels)), "lpips": self.perceptual(signed, 2 * pixels - 1).mean()}

@@ -1,0 +1,84 @@
+"""The model card beside a tokenizer: README.md with the front matter that the Hugging Face Hub reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vtp.models.official import TokenizerOptions, misread
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card says beyond the tokenizer's options.
+
+    Attributes:
+        origin: one sentence: where the weights come from.
+        license: identifier as the Hub knows it; `other` where the weights are somebody else's or nobody said.
+        metrics: measured numbers by name, null ones left out; none at all is said in words.
+    """
+
+    origin: str = "Saved with `VisualTokenizer.save_pretrained`; nothing is recorded about its training."
+    license: str = "other"
+    metrics: Mapping[str, float | int | None] = field(default_factory=dict)
+
+
+def render(card: Card, options: TokenizerOptions, parameters: Mapping[str, int]) -> str:
+    """README.md as text; equal arguments give equal bytes.
+
+    Args:
+        parameters: number of parameters of each part.
+    """
+    encoder, text = options.encoder, options.text
+    name = f"f{encoder.patch}d{encoder.latent_channels}"
+    tags = ["visual-tokenizer", "vtp", "image-tokenizer", *(["image-text-contrast"] if text else [])]
+    front = ["---", f"license: {card.license}", "library_name: open-vtp", "pipeline_tag: image-feature-extraction", "tags:"]
+    front += [*(f"- {tag}" for tag in tags), "---"]
+    does = ["understands (class token and patch tokens)"]
+    does += ["matches pictures with captions"] if text else []
+    does += ["rebuilds pictures from its latents"] if options.decoder else []
+    lines = [
+        *front,
+        "",
+        f"# Visual tokenizer {name}",
+        "",
+        f"One encoder that {', '.join(does)}; VTP (*Visual Tokenizer Pre-training*, arXiv 2512.13687). {card.origin}",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| latents of an H x W picture | {encoder.latent_channels} x H/{encoder.patch} x W/{encoder.patch} |",
+        f"| trained at | {options.image_size} x {options.image_size} pixels |",
+        f"| RoPE in | {encoder.block.rope} |",
+        *(f"| parameters, {part} | {count:,} |" for part, count in parameters.items()),
+        "",
+        "```python",
+        "from vtp import VisualTokenizer",
+        "",
+        'tokenizer = VisualTokenizer.from_pretrained("this folder")',
+        "latents = tokenizer.encode(pixels)  # floats in [0, 1], (B, 3, H, W)",
+        "```",
+        "",
+        "## Measured",
+        "",
+    ]
+    measured = {key: value for key, value in card.metrics.items() if value is not None}
+    if measured:
+        lines += ["| | |", "|---|---|", *(f"| {key} | {_plain(value)} |" for key, value in measured.items())]
+    else:
+        lines += ["No number was known when these files were written."]
+    lines += ["", "## Reading it elsewhere", "", *_elsewhere(options), ""]
+    return "\n".join(lines)
+
+
+def _plain(value: float | int) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _elsewhere(options: TokenizerOptions) -> list[str]:
+    wrong = misread(options)
+    if wrong:
+        return [f"The published inference code would decode it wrongly: {'; '.join(wrong)}."]
+    lines = ["The files have the layout of the published VTP weights, and the published inference code reads them."]
+    if options.encoder.block.rope == "float32":
+        lines += ["It applies RoPE in bfloat16, this tokenizer was trained in float32: expect differences of about 1e-3."]
+    return lines

@@ -1,0 +1,31 @@
+"""Tokenizers on the Hugging Face Hub. Nothing is fetched unless a caller asks for it by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FILES = ("config.json", "model.safetensors", "vtp_extra.safetensors", "README.md")
+"""All that is ever fetched; no code, no pickle."""
+
+
+def fetch(name: str) -> Path:
+    """A tokenizer's folder in the Hub's local cache, downloaded where it is not there yet.
+
+    Args:
+        name: `org/name`, or `org/name@revision` (a branch, a tag, a commit).
+
+    Raises:
+        ValueError: no such name or revision, or the Hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repository, _, revision = name.partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(
+            f"{name} could not be fetched from the Hugging Face Hub ({why}); "
+            "check the name (org/name or org/name@revision) and the network, or download the folder and give its path."
+        ) from None
