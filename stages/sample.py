@@ -21,7 +21,7 @@ def main(params: Params) -> None:
         device = start(params.run)
         p = params.sample
         model = DiT.from_pretrained(ROOT / "data" / "train_dit").to(device)
-        mean, std = load_statistics(ROOT / "data" / "extract_latents")
+        mean, std = load_statistics(ROOT / "data" / "train_dit")
         options = model.options
         grid = sampling.time_grid(p.points, p.shift)
         labels = torch.arange(p.samples) % options.num_classes
@@ -35,7 +35,12 @@ def main(params: Params) -> None:
                 noise = torch.stack([torch.randn(shape, generator=generator(params.seed, "sample", int(i))) for i in rows])
                 chosen = labels[rows].to(device)
                 velocity = sampling.guided(
-                    model, chosen, options.num_classes, scale=p.guidance_scale, interval=p.guidance_interval
+                    model,
+                    chosen,
+                    options.num_classes,
+                    scale=p.guidance_scale,
+                    interval=p.guidance_interval,
+                    channels=sampling.GUIDED_CHANNELS[p.guidance_channels],
                 )
                 made.append(sampling.integrate(velocity, noise.to(device), grid, p.solver).float().cpu() * std + mean)
                 bar.advance(len(rows))

@@ -10,7 +10,7 @@ def main(params: Params) -> None:
     with open_run("train_dit", params, launchable=True) as run:
         from vtp import dist
         from vtp.artifacts import read_manifest
-        from vtp.data.latents import LatentBatches, LatentStore
+        from vtp.data.latents import LatentBatches, LatentStore, save_statistics
         from vtp.engine.session import start, train
         from vtp.models.dit import DiT, DitOptions
         from vtp.reporting.curves import write_csv
@@ -44,6 +44,7 @@ def main(params: Params) -> None:
         with run.out() as folder:
             if dist.is_main():
                 task.ema.save_pretrained(folder)
+                save_statistics(folder, store.mean, store.std)  # samples come out in the space of latents normalised so
                 write_csv(ROOT / "reports" / "curves" / "dit.csv", end.history)
         run.metrics("dit", {**end.history[-1], "million_parameters": round(sum(x.numel() for x in model.parameters()) / 1e6, 3)})
 

@@ -12,7 +12,7 @@ import vtp.__main__ as program
 from tests.tasks.conftest import build
 from vtp import artifacts, use
 from vtp.config import ConfigError, load
-from vtp.data.latents import STATISTICS
+from vtp.data.latents import load_statistics, save_statistics
 from vtp.data.shards import ClassInfo
 from vtp.models.tokenizer import VisualTokenizer
 
@@ -27,9 +27,7 @@ def project(tmp_path_factory):
     classes = [{"name": name, "factors": {}} for name in ("red star", "blue ring", "green moon", "white heart", "pink cross")]
     artifacts.save_json(folder / "data" / "prepare" / "classes.json", classes)
     channels = tokenizer.options.encoder.latent_channels
-    stats = {"mean": torch.zeros(1, channels, 1, 1), "std": torch.ones(1, channels, 1, 1)}
-    (folder / "data" / "extract_latents").mkdir()
-    artifacts.save_tensors(folder / "data" / "extract_latents" / STATISTICS, stats)
+    save_statistics(folder / "data" / "train_dit", torch.zeros(channels), torch.ones(channels))
     ramp = np.linspace(0, 255, 50 * 80 * 3).reshape(50, 80, 3).astype(np.uint8)
     Image.fromarray(ramp).save(folder / "wide.png")
     Image.fromarray(ramp[:, :, 0]).save(folder / "grey.jpg")
@@ -113,3 +111,27 @@ def test_what_is_no_picture_is_named(vtp, project):
 def test_a_folder_without_a_model_is_named(vtp, project):
     with pytest.raises(ValueError, match=r"config\.json is missing"):
         vtp("inspect", str(project / "data" / "prepare"))
+
+
+def test_a_published_checkpoint_comes_in_with_its_statistics_and_goes_out_again(vtp, project):
+    ours, stats = (
+        project / "data" / "train_dit",
+        torch.load(project / "data" / "train_dit" / "latents_stats.pt", weights_only=True),
+    )
+    torch.save({"mean": stats["mean"] + 3, "std": stats["std"] * 2}, project / "stats.pt")
+    said = vtp("export-dit", str(ours), "--out", "dit.pt")
+    assert "wrote dit.pt; LightningDiT(input_size=" in said
+    said = vtp("import-dit", "dit.pt", "--out", "imported", "--statistics", "stats.pt")
+    assert "wrote imported: of a size of its own, 5 classes" in said
+    assert (project / "imported" / "config.json").read_bytes() == (ours / "config.json").read_bytes()
+    assert (project / "imported" / "model.safetensors").read_bytes() == (ours / "model.safetensors").read_bytes()
+    mean, std = load_statistics(project / "imported")
+    assert torch.equal(mean, stats["mean"] + 3)
+    assert torch.equal(std, stats["std"] * 2)
+    assert "without --statistics" in vtp("import-dit", "dit.pt", "--out", "bare")
+    with pytest.raises(ConfigError, match="bare exists"):
+        vtp("import-dit", "dit.pt", "--out", "bare")
+    torch.save({"mean": torch.zeros(3), "std": torch.ones(3)}, project / "three.pt")
+    with pytest.raises(ConfigError, match=r"three\.pt is for 3 channels"):
+        vtp("import-dit", "dit.pt", "--out", "other", "--statistics", "three.pt")
+    assert not (project / "other").exists()

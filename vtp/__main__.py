@@ -131,6 +131,47 @@ def generate(label: str, count: int, seed: int, out: Path | None) -> None:
     click.echo(f"wrote {out}")
 
 
+@main.command(name="import-dit")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--statistics", type=click.Path(path_type=Path), help="latents_stats.pt of the latents it was trained on.")
+@click.option("--heads", type=click.IntRange(min=1), help="Of the attention, where the file does not tell.")
+def import_dit(checkpoint: Path, out: Path, statistics: Path | None, heads: int | None) -> None:
+    """Bring a LightningDiT checkpoint (.pt) into this project's format; it is read as tensors, nothing in it is run."""
+    from vtp.artifacts import folder_aside
+    from vtp.data.latents import load_statistics, save_statistics
+    from vtp.models.lightningdit import load_checkpoint, size_name
+
+    model = load_checkpoint(checkpoint, heads)
+    found = load_statistics(statistics) if statistics else None
+    if found and found[0].shape[1] != model.options.latent_channels:
+        raise ConfigError(f"{statistics} is for {found[0].shape[1]} channels, {checkpoint} for {model.options.latent_channels}.")
+    if out.exists():
+        raise ConfigError(f"{out} exists; name a folder that does not.")
+    with folder_aside(out) as folder:
+        model.save_pretrained(folder)
+        if found:
+            save_statistics(folder, *found)
+    options = model.options
+    size = f"{size_name(options) or 'of a size of its own'}, {options.num_classes} classes, {options.heads} heads"
+    click.echo(f"wrote {out}: {size}, {options.latent_channels} x {options.grid} x {options.grid} latents")
+    if not found:
+        click.echo("without --statistics it will be sampled with the statistics of the latents of this pipeline")
+
+
+@main.command(name="export-dit")
+@click.argument("folder", type=click.Path(path_type=Path), default=ROOT / "data" / "train_dit")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Checkpoint (.pt) to write.")
+def export_dit(folder: Path, out: Path) -> None:
+    """Write a diffusion transformer as a checkpoint that LightningDiT's scripts load, and say how to build it there."""
+    from vtp.models.dit import DiT
+    from vtp.models.lightningdit import constructor_arguments, save_checkpoint
+
+    model = DiT.from_pretrained(folder)
+    save_checkpoint(model, out)
+    click.echo(f"wrote {out}; LightningDiT({', '.join(f'{k}={v}' for k, v in constructor_arguments(model.options).items())})")
+
+
 def command() -> None:
     """The program `vtp`. What the user can mend is one line; exit status 1."""
     try:

@@ -113,6 +113,36 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise BrokenArtifact(f"{path} is not a whole safetensors file ({error}); delete it and make it anew.") from None
 
 
+def load_pickled(path: Path) -> Any:
+    """Tensors, numbers and containers of a file that torch.save wrote, mapped into memory; no code in it is ever run.
+
+    Raises:
+        BrokenArtifact: the file is missing, cut short, in the format of torch before 1.6, or holds objects of other kinds, which
+            are named and not opened: making them could run whatever the file's author wrote.
+    """
+    import pickle
+    import zipfile
+
+    import torch
+
+    if not path.is_file():
+        raise BrokenArtifact(f"{path} is missing; give a file that torch.save wrote.")
+    if not zipfile.is_zipfile(path):
+        raise BrokenArtifact(
+            f"{path} is cut short, or not the zip file that torch.save writes since 1.6; nothing of it was opened."
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"(?:GLOBAL|class|function) '?([\w.]+)", str(error))
+        raise BrokenArtifact(
+            f"{path} holds {found[1] if found else 'an object'}, not tensors alone; it was not opened, because that could run "
+            "code. Where you trust it, load it yourself and save only its tensors."
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise BrokenArtifact(f"{path} is not a whole file of torch.save ({str(error).splitlines()[0]}); fetch it anew.") from None
+
+
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     """sha256 over names, shapes, dtypes and bits, in the order of names."""
     import torch

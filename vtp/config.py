@@ -225,11 +225,12 @@ class DitParams:
 class SampleParams:
     samples: Count
     batch: Count
-    solver: Literal["euler", "heun", "dopri5"]
+    solver: Literal["euler", "heun", "midpoint", "heun3", "dopri5"]
     points: Annotated[int, Range(least=2)]
     shift: Positive
     guidance_scale: Weight
     guidance_interval: tuple[Rate, Rate]
+    guidance_channels: Literal["all", "first3"]
 
 
 @dataclass(frozen=True)

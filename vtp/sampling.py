@@ -18,11 +18,16 @@ Velocity = Callable[[Tensor, float], Tensor]
 Model = Callable[[Tensor, Tensor, Tensor], Tensor]
 """model(x (B, C, h, w), t (B,), labels (B,)) -> velocity (B, C, h, w)."""
 
+GUIDED_CHANNELS: dict[str, int | None] = {"all": None, "first3": 3}
+"""How many of the first channels `guided` guides, by the name that params.yaml gives it."""
+
 
 def time_grid(points: int, shift: float) -> list[float]:
     """`points` times from 0 to 1, hence points - 1 steps; t becomes shift * t / (1 + (shift - 1) * t).
 
-    A shift below 1 spends more points near the noise, 1 changes nothing (arXiv 2403.03206, section 5.3.2, with time reversed).
+    So 250 points are 249 Euler steps, as in the published samplers, whose settings call them 250 steps. A shift below 1 spends
+    more points near the noise, 1 changes nothing (arXiv 2403.03206, section 5.3.2, with time reversed); the published settings
+    write 0 for 1.
 
     Raises:
         ValueError: fewer than two points, or a shift that is not positive.
@@ -43,11 +48,30 @@ def euler(velocity: Velocity, x: Tensor, grid: Sequence[float]) -> Tensor:
 
 
 def heun(velocity: Velocity, x: Tensor, grid: Sequence[float]) -> Tensor:
-    """Second order, the explicit trapezoid; two calls per step."""
+    """Second order, the explicit trapezoid; two calls per step. torchdiffeq calls it heun2."""
     for t, end in pairwise(grid):
         first = velocity(x, t)
         second = velocity(torch.add(x, first, alpha=end - t), end)
         x = torch.add(x, first + second, alpha=(end - t) / 2)
+    return x
+
+
+def midpoint(velocity: Velocity, x: Tensor, grid: Sequence[float]) -> Tensor:
+    """Second order; two calls per step, the second one half a step ahead."""
+    for t, end in pairwise(grid):
+        half = (end - t) / 2
+        x = torch.add(x, velocity(torch.add(x, velocity(x, t), alpha=half), t + half), alpha=end - t)
+    return x
+
+
+def heun3(velocity: Velocity, x: Tensor, grid: Sequence[float]) -> Tensor:
+    """Third order (Heun, 1900); three calls per step, at its beginning, one third and two thirds."""
+    for t, end in pairwise(grid):
+        third = (end - t) / 3
+        first = velocity(x, t)
+        second = velocity(torch.add(x, first, alpha=third), t + third)
+        last = velocity(torch.add(x, second, alpha=2 * third), t + 2 * third)
+        x = torch.add(x, first + 3 * last, alpha=(end - t) / 4)
     return x
 
 
@@ -119,7 +143,13 @@ def _first_step(velocity: Velocity, x: Tensor, t: float, slope: Tensor) -> float
     return min(100 * trial, max(1e-6, 1e-3 * trial) if steepest <= 1e-15 else (0.01 / steepest) ** 0.2)
 
 
-SOLVERS: dict[str, Callable[[Velocity, Tensor, Sequence[float]], Tensor]] = {"euler": euler, "heun": heun, "dopri5": dopri5}
+SOLVERS: dict[str, Callable[[Velocity, Tensor, Sequence[float]], Tensor]] = {
+    "euler": euler,
+    "heun": heun,
+    "midpoint": midpoint,
+    "heun3": heun3,
+    "dopri5": dopri5,
+}
 
 
 @torch.no_grad()
@@ -146,10 +176,13 @@ def guided(
     """The velocity of `model` for `labels` (B,), pushed away from what it is without a class (arXiv 2207.12598).
 
     Inside the interval of times, both ends included, it is unconditional + scale * (conditional - unconditional), from one pass
-    over a doubled batch; outside (arXiv 2404.07724), and for a scale of 1, it is the conditional pass alone.
+    over a doubled batch; outside (arXiv 2404.07724), and for a scale of 1, it is the conditional pass alone. Published samplers
+    have a start only; their end is 1.
 
     Args:
-        channels: guide only so many of the first channels; None guides all of them, published LightningDiT samplers guide 3.
+        null_label: stands for no class; a DiT's is its number of classes.
+        channels: guide only so many of the first channels, and leave the others conditional; None guides all of them. Published
+            LightningDiT samplers guide 3, an inheritance of pictures, which is why their scales (6.7 to 10) are so large.
     """
     start, end = interval
     both = torch.cat([labels, torch.full_like(labels, null_label)])

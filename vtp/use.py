@@ -18,6 +18,7 @@ from vtp.evaluation import decoded, prompt_features
 from vtp.metrics.reconstruction import psnr
 from vtp.metrics.understanding import zero_shot_classifier
 from vtp.models.dit import DiT
+from vtp.models.lightningdit import size_name
 from vtp.models.tokenizer import VisualTokenizer
 from vtp.tracking import flatten
 
@@ -39,7 +40,8 @@ def inside(folder: Path) -> dict[str, str]:
         parts = dict(tokenizer.named_children())
     else:
         model = DiT.from_pretrained(folder)
-        facts = {"what": f"diffusion transformer for {model.options.num_classes} classes"}
+        size = size_name(model.options)
+        facts = {"what": f"diffusion transformer{f' {size}' if size else ''} for {model.options.num_classes} classes"}
         parts = {"transformer": model}
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     facts |= {f"{name} parameters": f"{count:,}" for name, count in counts.items()}
@@ -101,18 +103,25 @@ def class_number(label: str, classes: Sequence[ClassInfo]) -> int:
 
 @torch.inference_mode()
 def generated(data: Path, number: int, count: int, params: SampleParams, seed: int) -> Tensor:
-    """Pictures of one class from the diffusion transformer, latents' statistics and decoder below `data`.
+    """Pictures of one class from the diffusion transformer and the decoder below `data`.
 
     Returns:
         uint8 (count, 3, H, W); the same for equal arguments.
     """
     model = DiT.from_pretrained(data / "train_dit")
-    mean, std = load_statistics(data / "extract_latents")
+    mean, std = load_statistics(data / "train_dit")
     tokenizer = VisualTokenizer.from_pretrained(data / "finetune_decoder")
     options = model.options
     shape = (options.latent_channels, options.grid, options.grid)
     noise = torch.stack([torch.randn(shape, generator=seeding.generator(seed, "generate", i)) for i in range(count)])
     labels = torch.full((count,), number)
-    velocity = sampling.guided(model, labels, options.num_classes, scale=params.guidance_scale, interval=params.guidance_interval)
+    velocity = sampling.guided(
+        model,
+        labels,
+        options.num_classes,
+        scale=params.guidance_scale,
+        interval=params.guidance_interval,
+        channels=sampling.GUIDED_CHANNELS[params.guidance_channels],
+    )
     latents = sampling.integrate(velocity, noise, sampling.time_grid(params.points, params.shift), params.solver)
     return decoded(tokenizer, latents * std + mean, params.batch, torch.device("cpu"))

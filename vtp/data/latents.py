@@ -8,10 +8,9 @@ readers take every `*.safetensors` for a shard, hence the suffix.
 
 from __future__ import annotations
 
-import io
 import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from vtp import dist, seeding
-from vtp.artifacts import aside, load_tensors, save_tensors
+from vtp.artifacts import aside, load_pickled, load_tensors, save_tensors
 from vtp.data.order import Order
 
 STATISTICS = "latents_stats.st"
@@ -58,7 +57,7 @@ def _open_shards(folder: Path) -> list[Shard]:
     return shards
 
 
-def _channel_statistics(shards: Sequence[Shard], most: int, seed: int) -> dict[str, Tensor]:
+def _channel_statistics(shards: Sequence[Shard], most: int, seed: int) -> tuple[Tensor, Tensor]:
     """Mean and unbiased standard deviation (1, C, 1, 1) over all positions of at most `most` latents, evenly spread."""
     total = sum(len(shard.labels) for shard in shards)
     count = min(most, total)
@@ -80,20 +79,41 @@ def _channel_statistics(shards: Sequence[Shard], most: int, seed: int) -> dict[s
     if not varies.all():
         channel = int((~varies).nonzero()[0])
         raise ValueError(f"channel {channel} of the latents is constant or not finite; train the tokenizer anew.")
-    return {"mean": mean.float().reshape(1, -1, 1, 1), "std": std.float().reshape(1, -1, 1, 1)}
+    return mean.reshape(1, -1, 1, 1), std.reshape(1, -1, 1, 1)
 
 
-def load_statistics(folder: Path) -> tuple[Tensor, Tensor]:
+def load_statistics(path: Path) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (1, C, 1, 1) float32 that latents are normalised with: (latent - mean) / std.
 
-    Folders from elsewhere have the pickled file only; it is read as tensors, never run.
+    Args:
+        path: a folder of latents or of a diffusion transformer, or a file of statistics. Those from elsewhere are pickled; they
+            are read as tensors, never run.
+
+    Raises:
+        ValueError: nothing there, a cut file, a file with other contents, or a deviation that is not positive.
     """
-    if (folder / STATISTICS).exists() or not (folder / PUBLIC_STATISTICS).exists():
-        found = load_tensors(folder / STATISTICS)
-    else:
-        found = torch.load(folder / PUBLIC_STATISTICS, map_location="cpu", weights_only=True)
-    mean, std = (found[name].float().reshape(1, -1, 1, 1) for name in ("mean", "std"))
+    file = path
+    if path.is_dir():
+        found = [path / name for name in (STATISTICS, PUBLIC_STATISTICS) if (path / name).exists()]
+        if not found:
+            raise ValueError(f"{path} holds neither {STATISTICS} nor {PUBLIC_STATISTICS}, the channels' mean and deviation.")
+        file = found[0]
+    content = load_tensors(file) if file.suffix in (".st", ".safetensors") else load_pickled(file)
+    if not isinstance(content, Mapping) or not all(isinstance(content.get(name), Tensor) for name in ("mean", "std")):
+        raise ValueError(f"{file} does not hold the tensors `mean` and `std`.")
+    mean, std = (content[name].float().reshape(1, -1, 1, 1) for name in ("mean", "std"))
+    if mean.shape != std.shape or not (std > 0).all() or not mean.isfinite().all():
+        raise ValueError(f"{file}: mean and std must be as long as each other, finite, and std positive.")
     return mean, std
+
+
+def save_statistics(folder: Path, mean: Tensor, std: Tensor) -> None:
+    """Write both files of the statistics (1, C, 1, 1) into `folder`: for public readers, and the one that is read here."""
+    found = {"mean": mean.float().reshape(1, -1, 1, 1), "std": std.float().reshape(1, -1, 1, 1)}
+    save_tensors(folder / STATISTICS, found)
+    # Given a path, torch.save would write the name of the temporary file into the archive.
+    with aside(folder / PUBLIC_STATISTICS) as temporary, temporary.open("wb") as file:
+        torch.save(found, file)
 
 
 class LatentWriter:
@@ -145,12 +165,7 @@ class LatentWriter:
         self._buffers = {}
         dist.barrier()
         if dist.is_main():
-            found = _channel_statistics(_open_shards(self.folder), statistics_samples, seed)
-            save_tensors(self.folder / STATISTICS, found)
-            pickled = io.BytesIO()  # given a path, torch.save would write the name of the temporary file into the archive
-            torch.save(found, pickled)
-            with aside(self.folder / PUBLIC_STATISTICS) as temporary:
-                temporary.write_bytes(pickled.getvalue())
+            save_statistics(self.folder, *_channel_statistics(_open_shards(self.folder), statistics_samples, seed))
         dist.barrier()
 
     def _cut(self) -> None:

@@ -8,7 +8,8 @@ strictly. The module draws no random numbers: labels are dropped by whoever trai
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -171,9 +172,15 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
+def hidden_width(width: int, mlp_ratio: float, swiglu: bool) -> int:
+    """Channels inside the feed-forward; the gated one takes two thirds, without rounding to a multiple of anything."""
+    hidden = int(mlp_ratio * width)
+    return int(2 / 3 * hidden) if swiglu else hidden
+
+
 def feed_forward(options: DitOptions) -> nn.Module:
-    hidden = int(options.mlp_ratio * options.width)
-    return SwiGLU(options.width, int(2 / 3 * hidden)) if options.swiglu else Mlp(options.width, hidden)
+    hidden = hidden_width(options.width, options.mlp_ratio, options.swiglu)
+    return SwiGLU(options.width, hidden) if options.swiglu else Mlp(options.width, hidden)
 
 
 def modulation(options: DitOptions, parts: int) -> nn.Sequential:
@@ -226,6 +233,11 @@ class PatchEmbed(nn.Module):
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
+def time_frequencies() -> Tensor:
+    """128 geometric frequencies from 1 down to almost 1/10000, in radians per unit of time."""
+    return torch.exp(-math.log(10000) * torch.arange(FREQUENCIES // 2, dtype=torch.float32) / (FREQUENCIES // 2))
+
+
 class TimeEmbed(nn.Module):
     """Times (B,) in [0, 1], taken as they are, as vectors (B, D)."""
 
@@ -238,8 +250,7 @@ class TimeEmbed(nn.Module):
         self.fill_tables()
 
     def fill_tables(self) -> None:
-        exponents = torch.arange(FREQUENCIES // 2, dtype=torch.float32) / (FREQUENCIES // 2)
-        self.frequencies.copy_(torch.exp(-math.log(10000) * exponents))
+        self.frequencies.copy_(time_frequencies())
 
     def features(self, t: Tensor) -> Tensor:
         """Cosines, then sines, of the times at geometric frequencies: (B, 256)."""
@@ -332,22 +343,54 @@ class DiT(nn.Module):
         return picture[:, : self.options.latent_channels]
 
     @classmethod
-    def from_pretrained(cls, folder: Path) -> DiT:
+    def from_tensors(cls, options: DitOptions, tensors: Mapping[str, Tensor], where: Path) -> DiT:
+        """A model around tensors by their published names, in float32, in eval mode and frozen, on the CPU.
+
+        Nothing is copied that is in float32 already: mapped files stay mapped.
+
+        Raises:
+            ValueError: tensors that are missing, not known or of another shape, by name; `where` is the file to blame.
+        """
+        with torch.device("meta"):
+            model = cls(options)
+        expected = model.state_dict()
+        missing, unknown = sorted(expected.keys() - tensors), sorted(tensors.keys() - expected)
+        if missing or unknown:
+            raise ValueError(f"{where}: tensors missing: {listed(missing)}; not known: {listed(unknown)}.")
+        for name, tensor in tensors.items():
+            if tensor.shape != expected[name].shape:
+                raise ValueError(f"{where}: {name} is {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}.")
+        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+        model.t_embedder.frequencies = time_frequencies()  # the one table that is not stored
+        return model.eval().requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> DiT:
         """Read what `save_pretrained` wrote, in eval mode and frozen, on the CPU.
 
         Raises:
-            ValueError: a missing or cut file, or tensors that do not fit the configuration.
+            ValueError: a missing or cut file, another kind of model, an option that is unknown or missing, or tensors that do
+                not fit the options; each by name.
         """
-        config = artifacts.load_json(folder / "config.json")
+        file = Path(folder) / "config.json"
+        config = artifacts.load_json(file)
+        known = {field.name for field in fields(DitOptions)}
+        if odd := sorted(known ^ set(config)):
+            kind = f"model_type={config['model_type']!r}" if "model_type" in config else f"look at {listed(odd)}"
+            raise ValueError(f"{file} does not describe a diffusion transformer of this project ({kind}).")
         try:
-            model = cls(DitOptions(**config))
-            model.load_state_dict(artifacts.load_tensors(folder / "model.safetensors"))
-        except (TypeError, RuntimeError) as error:
-            raise ValueError(f"{folder} does not hold a diffusion transformer of this project: {error}") from None
-        return model.eval().requires_grad_(False)
+            options = DitOptions(**config)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{file}: {error}") from None
+        return cls.from_tensors(options, artifacts.load_tensors(Path(folder) / "model.safetensors"), Path(folder))
 
-    def save_pretrained(self, folder: Path) -> None:
-        """Write config.json (the options) and model.safetensors (published names)."""
-        folder.mkdir(parents=True, exist_ok=True)
-        artifacts.save_json(folder / "config.json", asdict(self.options))
-        artifacts.save_tensors(folder / "model.safetensors", self.state_dict())
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model.safetensors (published names) and then config.json (the options); a reader never sees half a file."""
+        artifacts.save_tensors(Path(folder) / "model.safetensors", self.state_dict())
+        artifacts.save_json(Path(folder) / "config.json", asdict(self.options))
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """The first of many names, for an error."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more if names else "none"
