@@ -1,8 +1,9 @@
 """Pull the machine from under the pipeline again and again, and hold what comes out against an undisturbed run.
 
-`python -m tests.kills [KILLS] [SEED]` shows the log. Every process of a clone is killed with SIGKILL at seeded random times, in
-each way of running it; then the same command is repeated to its end. Outs and `dvc.lock` must be those of the undisturbed run,
-byte for byte.
+`python -m tests.kills [KILLS] [SEED]` shows the log. Kills are aimed: each waits until a stage's process is there, then a seeded
+part of the time that the stage takes, and ends every process of the clone with SIGKILL. The targets are dealt over the ways of
+running, so that 20 kills meet each of the ten stages twice. Then the same command is repeated to its end. Outs and `dvc.lock`
+must be those of the undisturbed run, byte for byte.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
 from tests.clones import clone, environment, sh
 
-STEPS = ("pretrain.steps=12", "finetune_decoder.steps=12", "dit.steps=12", "evaluate.metric_network.steps=12")
+STEPS = ("pretrain.steps=40", "finetune_decoder.steps=40", "dit.steps=60", "evaluate.metric_network.steps=60")
 WAIT = "while dvc queue status | grep -qE 'Queued|Running'; do sleep 1; done"
 MODES = ("repro", "exp run", "exp run --temp", "queue")
+PATIENCE = 600.0  # seconds until a stage must have begun
+AGAIN = "a second fresh clone"
 
 
 def outcome(folder: Path) -> dict[str, str]:
@@ -44,26 +48,60 @@ def run(folder: Path, mode: str) -> list[str]:
     }[mode]
 
 
+def start(folder: Path, mode: str) -> subprocess.Popen[bytes]:
+    """Begin that command, with nothing to say."""
+    silent = subprocess.DEVNULL
+    return subprocess.Popen(
+        run(folder, mode), cwd=folder, env=environment(), stdout=silent, stderr=silent, start_new_session=True
+    )
+
+
 def processes(folder: Path) -> list[psutil.Process]:
     """Everything that works in a clone or was started for it."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.cwd().startswith(str(folder)) or any(str(folder) in part for part in process.cmdline()):
+            if any(f"{folder}/" in f"{part}/" for part in (process.cwd(), *process.cmdline())):
                 found.append(process)
     return [process for process in found if process.pid != psutil.Process().pid]
 
 
+def stages(found: Sequence[psutil.Process]) -> set[str]:
+    """The stages that some of these processes are at."""
+    names = set()
+    for process in found:
+        with contextlib.suppress(psutil.Error):
+            names |= {part.removeprefix("stages.") for part in process.cmdline() if re.fullmatch(r"stages\.\w+", part)}
+    return names
+
+
 def kill_all(folder: Path) -> str:
-    """Kill everything in a clone; the stages that were at work."""
-    stages = set()
+    """Kill everything in a clone; the stage that was at work, and the step of its newest checkpoint if it has one."""
+    hit: set[str] = set()
     for _ in range(3):  # who was about to start a child has started it now
-        for process in processes(folder):
+        found = processes(folder)
+        hit |= stages(found)
+        for process in found:
             with contextlib.suppress(psutil.Error):
-                stages |= {part for part in process.cmdline() if part.startswith("stages.")}
                 process.kill()
         time.sleep(0.05)
-    return ", ".join(sorted(stages)) or "between stages"
+    told = []
+    for stage in sorted(hit):
+        steps = [int(path.name[5:]) for path in (folder / "runs" / stage).glob("*/checkpoints/step-*")]
+        told.append(f"{stage} (step {max(steps)} saved)" if steps else stage)
+    return ", ".join(told) or "between stages"
+
+
+def durations(folder: Path) -> dict[str, float]:
+    """Run the pipeline undisturbed; how long each stage was there, in seconds, in the order they ran."""
+    process = start(folder, "repro")
+    times: dict[str, list[float]] = {}
+    while process.poll() is None:
+        for stage in stages(processes(folder)):
+            times.setdefault(stage, []).append(time.monotonic())
+        time.sleep(0.2)
+    assert process.returncode == 0, f"`dvc repro` in {folder} ended with {process.returncode}"
+    return {stage: seen[-1] - seen[0] for stage, seen in times.items()}
 
 
 def repair(folder: Path, mode: str) -> None:
@@ -76,25 +114,28 @@ def repair(folder: Path, mode: str) -> None:
         sh(folder, "dvc", "queue", "remove", "--all", ok=None)
 
 
-def disturbed(folder: Path, mode: str, kills: int, rng: random.Random, longest: float) -> Iterator[str]:
-    """Run with kills, then to the end; a line for each kill."""
-    for number in range(kills):
-        delay = rng.uniform(0.5, longest)
-        process = subprocess.Popen(
-            run(folder, mode),
-            cwd=folder,
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=delay)
-        ended = process.poll() is not None
-        at = kill_all(folder)
+def aim(folder: Path, process: subprocess.Popen[bytes], target: str, delay: float) -> bool:
+    """Wait until a stage is there, then as long again as `delay` says; False if the command ended before."""
+    since = time.monotonic()
+    while target not in stages(processes(folder)):
+        assert time.monotonic() - since < PATIENCE, f"{target} did not begin"
+        if process.poll() is not None:
+            return False
+        time.sleep(0.1)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=delay)
+    return process.poll() is None
+
+
+def disturbed(folder: Path, mode: str, targets: Mapping[str, float]) -> Iterator[str]:
+    """Run with a kill in each of these stages, so many seconds after it began, then to the end; a line for each kill."""
+    for number, (target, delay) in enumerate(targets.items()):
+        process = start(folder, mode)
+        reached = aim(folder, process, target, delay)
+        hit = kill_all(folder)
         process.wait()
         repair(folder, mode)
-        yield f"{mode}: kill {number + 1} after {delay:.1f} s, " + ("had ended" if ended else f"in {at}")
+        yield f"{mode}: kill {number + 1}, {delay:.1f} s into {target}: " + (f"in {hit}" if reached else "had ended")
     sh(folder, *run(folder, mode))
     if mode != "repro":
         repair(folder, "exp run")
@@ -102,8 +143,30 @@ def disturbed(folder: Path, mode: str, kills: int, rng: random.Random, longest: 
     kill_all(folder)
 
 
-def report(kills: Mapping[str, int], seed: int, longest: float) -> Iterator[str]:
+def deal(names: Sequence[str], kills: Mapping[str, int], rng: random.Random) -> dict[str, list[str]]:
+    """Stages for the kills of each mode, in the order they run: all ten are dealt before any is dealt again."""
+    pile: list[str] = []
+    hands: dict[str, list[str]] = {}
+    for mode, number in kills.items():
+        assert number <= len(names), f"{mode}: at most one kill of each of {len(names)} stages"
+        hand: list[str] = []
+        while len(hand) < number:
+            pile = pile or rng.sample(list(names), len(names))
+            fresh = next((name for name in pile if name not in hand), None)
+            if fresh is None:
+                pile += rng.sample(list(names), len(names))
+                continue
+            pile.remove(fresh)
+            hand.append(fresh)
+        hands[mode] = sorted(hand, key=list(names).index)
+    return hands
+
+
+def report(kills: Mapping[str, int], seed: int, second: bool = False) -> Iterator[str]:
     """Compare each mode, killed as often as it says, with the undisturbed run; the log.
+
+    Args:
+        second: also compare two clones that nobody disturbs.
 
     Raises:
         AssertionError: a sum differs.
@@ -111,14 +174,23 @@ def report(kills: Mapping[str, int], seed: int, longest: float) -> Iterator[str]
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as base:
         # All at once, so that an edit of the working tree meanwhile reaches none.
-        folders = {mode: clone(Path(base).resolve() / mode.replace(" ", "_"), *STEPS) for mode in ("undisturbed", *kills)}
-        sh(folders["undisturbed"], "dvc", "repro")
+        names = ("undisturbed", *([AGAIN] if second else []), *kills)
+        folders = {name: clone(Path(base).resolve() / re.sub(r"\W+", "_", name), *STEPS) for name in names}
+        lasting = durations(folders["undisturbed"])
         expected = outcome(folders["undisturbed"])
         yield from (f"undisturbed: {value[:16]} {name}" for name, value in expected.items())
-        for mode, number in kills.items():
-            yield from disturbed(folders[mode], mode, number, rng, longest)
+        if second:
+            sh(folders[AGAIN], "dvc", "repro")
+            assert outcome(folders[AGAIN]) == expected, f"{AGAIN} ended in other bytes"
+            yield f"{AGAIN}: all {len(expected)} sums are equal, dvc.lock is {outcome(folders[AGAIN])['dvc.lock'][:16]}"
+        met: Counter[str] = Counter()
+        for mode, hand in deal(list(lasting), kills, rng).items():
+            for line in disturbed(folders[mode], mode, {stage: rng.uniform(0.1, 0.9) * lasting[stage] for stage in hand}):
+                met.update(stage for stage in lasting if re.search(rf": in .*\b{stage}\b", line))
+                yield line
             assert outcome(folders[mode]) == expected, f"{mode} ended in other bytes"
-            yield f"{mode}: ended, all {len(expected)} sums are equal"
+            yield f"{mode}: ended, all {len(expected)} sums are equal, dvc.lock is {expected['dvc.lock'][:16]}"
+        yield "kills that met a stage: " + ", ".join(f"{stage} {met[stage]}" for stage in lasting)
 
 
 if __name__ == "__main__":
@@ -126,6 +198,6 @@ if __name__ == "__main__":
     parser.add_argument("kills", nargs="?", type=int, default=5, help="of each way of running")
     parser.add_argument("seed", nargs="?", type=int, default=0)
     chosen = parser.parse_args()
-    for line in report(dict.fromkeys(MODES, chosen.kills), chosen.seed, 12.0):
+    for line in report(dict.fromkeys(MODES, chosen.kills), chosen.seed, second=True):
         sys.stdout.write(line + "\n")
         sys.stdout.flush()

@@ -93,6 +93,41 @@ def test_the_heart_beats_while_the_lock_is_held(tmp_path, monkeypatch):
         assert time.time() - (tmp_path / "lock").stat().st_mtime < 10
 
 
+def test_a_rank_that_outlives_its_launcher_keeps_others_out(tmp_path):
+    """The launcher is what the holder became; killed with SIGKILL, it leaves the process it started at work."""
+    rank = (
+        "import sys; from pathlib import Path; from vtp.lock import Lock\n"
+        "with Lock(Path(sys.argv[1])).joined(): print('joined', flush=True); sys.stdin.read()"
+    )
+    launcher = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', *sys.argv[1:]]))"
+    first = (
+        "import os, sys; from pathlib import Path; from vtp.lock import Lock\n"
+        "lock = Lock(Path(sys.argv[1])); lock.acquire(); lock.hand_over()\n"
+        "os.execv(sys.executable, [sys.executable, '-c', sys.argv[2], sys.argv[3], sys.argv[1]])"
+    )
+    command = [sys.executable, "-c", first, str(tmp_path / "lock"), launcher, rank]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    lock = Lock(tmp_path / "lock")
+    assert process.stdout.readline() == "joined\n"
+    assert not lock.free()
+    process.kill()
+    process.wait()
+    assert not lock.free()
+    process.stdin.close()  # the rank ends
+    deadline = time.monotonic() + 20
+    while not lock.free():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_lock_that_is_somebody_elses_by_now_is_not_joined(tmp_path, holder, there):
+    if there:
+        holder(60)
+    with pytest.raises(ValueError, match=r"not its launcher's any more"), Lock(tmp_path / "lock").joined():
+        pass
+
+
 def test_of_many_only_one_is_inside(tmp_path):
     code = HOLD.replace(
         'print("held", flush=True)\n    time.sleep(float(sys.argv[2]))',

@@ -151,6 +151,7 @@ def test_work_that_somebody_is_at_is_not_abandoned(project):
     with runs.open_run("train", load()) as run:
         assert run.work.exists()
         train("dit.steps=7")
+        GIVEN.clear()  # the other process had a command line of its own
 
 
 def test_an_adopted_name_that_is_no_run_is_refused(project):
@@ -163,18 +164,36 @@ def test_adopting_and_starting_afresh_exclude_each_other(project):
         train("run.adopt=abc", "run.fresh=true")
 
 
-@pytest.mark.parametrize("edit", ["code", "input"])
-def test_an_edit_while_a_stage_runs_is_noticed_before_anything_is_written(project, edit):
-    with runs.open_run("train", load(GIVEN)) as run:
-        run.check()
-        if edit == "code":
+def edit(project, what: str) -> None:
+    """Change something that a run of the stage depends on."""
+    match what:
+        case "code":
             (project / "code.py").write_text("x = 3\n")
-        else:
+        case "parameter":
+            GIVEN[:] = ["dit.steps=7"]
+        case "input":
             (project / "data" / "in" / "file").write_text("other")
             write_manifest(project / "data" / "in", {})
-        with pytest.raises(ConfigError, match=r"(code\.py|data/in) changed while train ran"), run.out():
-            pass
-    assert not (project / "data" / "out").exists()
+
+
+@pytest.mark.parametrize("what", ["code", "parameter", "input"])
+@pytest.mark.parametrize("when", ["before the out", "in the out", "after the out"])
+def test_an_edit_while_a_stage_runs_is_noticed_before_it_counts(project, what, when):
+    def work() -> None:
+        with runs.open_run("train", load(GIVEN)) as run:
+            if when == "before the out":
+                edit(project, what)
+            with run.out() as folder:
+                (folder / "weights").write_text("trained")
+                if when == "in the out":
+                    edit(project, what)
+            if when == "after the out":
+                edit(project, what)
+
+    with pytest.raises(ConfigError, match=r"(code\.py|dit\.steps \(.*, now 7\)|data/in) changed while train ran"):
+        work()
+    assert (project / "data" / "out").exists() is (when == "after the out")
+    assert not list((project / "runs").rglob("finished.json"))
 
 
 def python(code: str, *arguments: str, **environment: str) -> subprocess.Popen:

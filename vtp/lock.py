@@ -2,6 +2,7 @@
 
 Two things lock. `flock` is exact on one machine, and ends with its holder however that dies; it outlives an `exec`. The file
 itself, created exclusively and touched every few seconds, speaks to other machines on a shared disk, where `flock` may not reach.
+A launcher shares the lock with the ranks it starts: one that outlives its launcher still keeps others out.
 """
 
 from __future__ import annotations
@@ -61,6 +62,31 @@ class Lock:
         """Let go. The file is removed while it is still locked, so that nobody can take a file that is about to vanish."""
         if self.descriptor is not None:
             self.path.unlink(missing_ok=True)
+            os.close(self.descriptor)
+            self.descriptor = None
+
+    def hand_over(self) -> None:
+        """Keep the lock across an `exec`, and let the processes that are started then `join` in holding it."""
+        assert self.descriptor is not None
+        fcntl.flock(self.descriptor, fcntl.LOCK_SH)
+        os.set_inheritable(self.descriptor, True)
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Hold a lock that was handed over, with its heartbeat, together with whoever else does.
+
+        Raises:
+            ValueError: it was not handed over, or another process has taken it since.
+        """
+        try:
+            self.descriptor = os.open(self.path, os.O_RDWR)
+            fcntl.flock(self.descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (FileNotFoundError, BlockingIOError):
+            raise ValueError(f"{self.path} is not its launcher's any more; start the stage again.") from None
+        try:
+            with beating(self.path):
+                yield
+        finally:
             os.close(self.descriptor)
             self.descriptor = None
 

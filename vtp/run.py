@@ -21,7 +21,7 @@ from typing import Any
 from vtp import stopping
 from vtp.artifacts import folder_aside, load_json, save_json, write_manifest
 from vtp.config import ROOT, ConfigError, Params, RunParams, load
-from vtp.lock import Lock, beating
+from vtp.lock import Lock
 from vtp.provenance import Stage, differences, fingerprint, ingredients, main_checkout, what_parameters, without_length
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class Run:
         yield folder
         dist.barrier()
         if dist.is_main():
+            self.check()
             adopted = load_json(self.work / ADOPTED) if self.adopted else {}
             write_manifest(folder, {"stage": self.stage.name, **adopted, **(about or {})})
             shutil.rmtree(target, ignore_errors=True)
@@ -94,7 +95,7 @@ class Run:
         changed = differences(self.what, ingredients(self.stage, load(_overrides()), ROOT))
         if changed:
             raise ConfigError(
-                f"{', '.join(changed)} changed while {self.stage.name} ran; nothing was written. "
+                f"{', '.join(changed)} changed while {self.stage.name} ran; what it made does not count. "
                 f"Run it again: what was trained is kept under {self.work}."
             )
 
@@ -188,24 +189,28 @@ def open_run(stage: str, params: Params, *, launchable: bool = False) -> Iterato
     if os.environ.get("RANK", "0") != "0":
         yield run
     elif os.environ.get("VTP_LOCK") == str(lock.path):
-        with beating(lock.path):
-            yield run
-            save_json(run.work / FINISHED, {})
-        lock.path.unlink(missing_ok=True)
+        with lock.joined():
+            yield from _finished(run)
+            lock.path.unlink(missing_ok=True)
     else:
         with lock.held():
             run.settle_past(params.run)
             if launchable and os.environ.get("VTP_LAUNCH"):
                 _launch(os.environ["VTP_LAUNCH"], stage, lock)
-            yield run
-            save_json(run.work / FINISHED, {})
+            yield from _finished(run)
+
+
+def _finished(run: Run) -> Iterator[Run]:
+    """Lend the run, and note its end; an edit that came after the outs were written keeps DVC from recording them."""
+    yield run
+    run.check()
+    save_json(run.work / FINISHED, {})
 
 
 def _launch(launcher: str, stage: str, lock: Lock) -> None:
     """Become `<launcher> stages.<stage> <overrides>`, lock in hand."""
     command = [*shlex.split(launcher), f"stages.{stage}", *_overrides()]
-    assert lock.descriptor is not None
-    os.set_inheritable(lock.descriptor, True)
+    lock.hand_over()
     # torchrun passes on the signals named here, so that every rank saves.
     handled = os.environ.get("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     log.info("launching %s", shlex.join(command))
