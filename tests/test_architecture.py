@@ -24,6 +24,7 @@ ROOT_FILES = {
     "stopping",
     "run",
     "tracking",
+    "tracking_database",
     "tracking_upload",
     "tracking_ui",
     "schedules",
@@ -45,7 +46,7 @@ LAYERS = {
 }
 FROZEN = ("vtp.models.frozen", "vtp.models.metric_network")
 WRAPPED = {
-    "mlflow": {"vtp/tracking_upload.py"},
+    "mlflow": {"vtp/tracking_upload.py", "vtp/tracking_database.py"},
     "torch.distributed": {"vtp/dist.py", "vtp/artifacts.py", "vtp/engine/parallel.py"},
     "timm": {"vtp/models/metric_network.py", "vtp/models/discriminator.py"},
     "open_clip": {"vtp/data/captions.py"},

@@ -7,12 +7,10 @@ import json
 import logging
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -21,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vtp import tracking, tracking_ui, tracking_upload
+from vtp import tracking, tracking_database, tracking_ui, tracking_upload
 from vtp.tracking import Bar, Track, flatten, publish
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -193,31 +191,6 @@ def test_half_a_line_harms_no_other(tmp_path: Path, alone: list[Path], monkeypat
     assert offset == spool.path.stat().st_size
 
 
-@pytest.fixture(params=["closed port", "black hole"])
-def dead_server(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Address of a server that refuses connections, or takes them and never answers."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        if request.param == "black hole":
-            listener.listen()
-        yield f"http://user:secret@127.0.0.1:{listener.getsockname()[1]}"
-
-
-def test_a_dead_server_does_not_slow_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dead_server: str) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", dead_server)
-    started = time.monotonic()
-    with begin(tmp_path) as track:
-        for step in range(200):
-            track.scalars(step, {"loss": 1.0, "psnr": 2.0})
-        uploader = track._uploader
-    took = time.monotonic() - started
-    assert uploader is not None
-    uploader.kill()
-    uploader.wait()
-    assert took < 1.0
-    assert len(lines(tmp_path, "pretrain-abc-0000.jsonl")) == 402
-
-
 def test_a_machine_without_mlflow_keeps_its_spool(tmp_path: Path, alone: list[Path]) -> None:
     with begin(tmp_path) as track:
         track.scalars(0, {"loss": 1.0})
@@ -276,7 +249,7 @@ def test_passwords_are_not_shown() -> None:
 
 
 def test_a_second_replay_leaves_the_first_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with tracking_upload.locked(tmp_path / "runs" / "spool" / "upload.lock"):
+    with tracking_database.locked(tmp_path / "runs" / "spool" / "upload.lock"):
         assert tracking_upload.replay(tmp_path) == 1
     assert "another process is uploading" in caplog.text
 
@@ -288,8 +261,8 @@ def test_a_second_replay_leaves_the_first_alone(tmp_path: Path, caplog: pytest.L
 def client(tmp_path: Path) -> Any:
     from mlflow import MlflowClient
 
-    tracking_upload.create_database(tmp_path)
-    return MlflowClient(tracking_upload.local_uri(tmp_path))
+    tracking_database.create_database(tmp_path)
+    return MlflowClient(tracking_database.local_uri(tmp_path))
 
 
 def runs_of(client: Any) -> tuple[list[Any], list[Any]]:
@@ -404,18 +377,6 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert (child.info.status, parent.info.status) == ("FINISHED", "FINISHED")
     assert points(client, child, "loss") == [(0, 1.0), (1, 0.5)]
     assert child.data.params == {"workers": "0"}
-
-
-@pytest.mark.slow
-def test_three_processes_create_one_database(tmp_path: Path) -> None:
-    (tmp_path / ".mlflow.db.1").write_text("what a killed process left")
-    text = "import sys; from pathlib import Path; from vtp.tracking_upload import Runs; Runs(Path(sys.argv[1]))"
-    calls = [
-        subprocess.Popen([sys.executable, "-c", text, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    assert [(call.communicate()[1], call.returncode) for call in calls] == [("", 0)] * 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "runs"]
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ OBSERVERS = (
     "vtp/run.py",
     "vtp/stopping.py",
     "vtp/tracking.py",
+    "vtp/tracking_database.py",
     "vtp/tracking_upload.py",
     "vtp/tracking_ui.py",
 )

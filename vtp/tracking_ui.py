@@ -11,7 +11,8 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
-from vtp.tracking_upload import create_database, destination, local_uri, quiet, shown
+from vtp.tracking_database import create_database, local_uri
+from vtp.tracking_upload import destination, quiet, shown
 
 log = logging.getLogger(__name__)
 

@@ -5,27 +5,25 @@ key) carries curves and pictures. A spool file has a neighbour `.pos` that says 
 are sent with the time they were made at, and MLflow stores a point with equal name, step, time and value once; so whatever was
 sent twice, because a process died before it could note its position, is there once. Delete the `.pos` files to upload anew.
 
-MLflow is imported in this file only, and only once there is something to upload.
+MLflow is imported here and in `vtp.tracking_database` only, and only once there is something to upload.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import logging
 import os
 import re
-import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vtp.tracking import Record, Spool, spool_folder
+from vtp.tracking_database import EXPERIMENT, create_database, forget, local_uri, locked, whole
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,7 +35,6 @@ Entry = TypeVar("Entry", "Metric", "Param")
 Point = tuple[str, float, int, int]
 """Name, value, time in ms, step."""
 
-EXPERIMENT = "vtp"
 BATCH = 1000  # metrics that MLflow takes in one call
 PARAM_BATCH = 100  # parameters that MLflow takes in one call
 THUMBNAIL = 256  # longer side of the small copy that MLflow's pages show, in pixels
@@ -58,11 +55,6 @@ class Absent(Unreachable):
     """MLflow is not installed."""
 
 
-def local_uri(main: Path) -> str:
-    """MLflow's address of the checkout's own database."""
-    return f"sqlite:///{main / 'mlflow.db'}"
-
-
 def destination(main: Path) -> str:
     """Where runs go: the server that MLFLOW_TRACKING_URI names, or else the checkout's own database."""
     return os.environ.get("MLFLOW_TRACKING_URI") or local_uri(main)
@@ -71,6 +63,12 @@ def destination(main: Path) -> str:
 def shown(text: str) -> str:
     """`text` without the user names and passwords that addresses in it may carry."""
     return re.sub(r"://[^/@\s]+@", "://", text)
+
+
+def reason(error: Exception) -> str:
+    """The line of an error's text that says most: SQLAlchemy puts a database's own words below remarks of its own."""
+    lines = shown(str(error)).strip().splitlines() or [type(error).__name__]
+    return next((line for line in lines if line.startswith("(sqlite3.")), lines[0])
 
 
 def safe_name(text: str) -> str:
@@ -84,46 +82,8 @@ def quiet() -> None:
     os.environ["MLFLOW_LOGGING_LEVEL"] = "WARNING"
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a page for each error, which is raised as well
     logging.getLogger("urllib3").setLevel(logging.ERROR)
-
-
-@contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock file `path`; yields False, and holds nothing, if another process has it and `wait` is False."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
-def create_database(main: Path) -> None:
-    """Make `<main>/mlflow.db` if it is missing, whole or not at all.
-
-    MLflow creates its tables in dozens of migrations; two processes that do so at once, or one that is killed meanwhile, leave a
-    database that never opens again. Here it grows under another name, under a lock.
-    """
-    final = main / "mlflow.db"
-    if final.exists():
-        return
-    with locked(spool_folder(main) / "database.lock"):
-        if final.exists():
-            return
-        for leftover in main.glob(".mlflow.db.*"):
-            leftover.unlink()
-        temporary = main / f".mlflow.db.{os.getpid()}"
-        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-        artifacts = (main / "mlartifacts").as_uri()
-        store: Any = SqlAlchemyStore(f"sqlite:///{temporary}", artifacts)
-        store.create_experiment(EXPERIMENT, artifact_location=artifacts)
-        store.engine.dispose()
-        with closing(sqlite3.connect(temporary)) as database, suppress(sqlite3.Error):  # not every file system can
-            database.execute("pragma journal_mode=wal")  # readers do not wait for a writer
-        os.replace(temporary, final)
 
 
 class Runs:
@@ -250,6 +210,8 @@ class Uploader:
         self.refused: set[Path] = set()  # files that MLflow minds, while it takes others
         self._spools: dict[Path, Spool] = {}
         self._runs: Runs | None = None
+        if self.to == local_uri(main) and not whole(main):
+            forget(main)
 
     def round(self, everything: bool = False) -> None:
         """Upload what is new.
@@ -279,13 +241,14 @@ class Uploader:
 
     def _judge(self, spool: Spool, error: Exception) -> None:
         """Give up the round if MLflow is not there; go on with the other files if it minds this one only."""
-        reason = shown(str(error)).strip().partition("\n")[0]
         if isinstance(error, ImportError):
-            raise Absent(f"no MLflow here ({reason}); `python -m vtp.tracking replay` uploads the spool where there is one")
+            raise Absent(
+                f"no MLflow here ({reason(error)}); `python -m vtp.tracking replay` uploads the spool where there is one"
+            )
         if self._runs is None or isinstance(error, OSError) or getattr(error, "error_code", None) in PASSING:
-            raise Unreachable(f"{self.to}: {reason}") from error
+            raise Unreachable(f"{self.to}: {reason(error)}") from error
         if spool.path not in self.refused:
-            log.warning("%s stays in the spool (%s: %s)", spool.path.name, type(error).__name__, reason)
+            log.warning("%s stays in the spool (%s: %s)", spool.path.name, type(error).__name__, reason(error))
         self.refused.add(spool.path)
 
     def _upload(self, spool: Spool, living: bool, newest: bool) -> None:
