@@ -14,6 +14,7 @@ def main(params: Params) -> None:
         from vtp.artifacts import load_tensors
         from vtp.data.latents import load_statistics
         from vtp.data.shards import Prepared
+        from vtp.engine.inference import put_to_work, same_shape
         from vtp.engine.loop import autocast
         from vtp.engine.session import open_track, start
         from vtp.models.tokenizer import VisualTokenizer
@@ -23,7 +24,9 @@ def main(params: Params) -> None:
         device = start(params.run)
         p = params.evaluate
         data = Prepared.open(ROOT / "data" / "prepare")
-        tokenizer = VisualTokenizer.from_pretrained(ROOT / "data" / "finetune_decoder").to(device)
+        tokenizer = VisualTokenizer.from_pretrained(ROOT / "data" / "finetune_decoder")
+        put_to_work(tokenizer, device, compiled=params.run.compile)
+        decode = same_shape(tokenizer.decode, p.batch, compiled=params.run.compile)
         describe = evaluation.describer(p.features, ROOT / "data" / "train_metric_network", device)
         mean, std = load_statistics(ROOT / "data" / "extract_latents")
         made = load_tensors(ROOT / "data" / "sample" / "latents.safetensors")
@@ -35,8 +38,8 @@ def main(params: Params) -> None:
             )
         noise = torch.randn(made["latents"].shape, generator=generator(params.seed, "gaussian latents"))
         with open_track(run, params.run) as track, torch.no_grad(), autocast(device):
-            samples = evaluation.decoded(tokenizer, made["latents"], p.batch, device)
-            gaussian = evaluation.decoded(tokenizer, noise * std + mean, p.batch, device)
+            samples = evaluation.decoded(decode, made["latents"], p.batch, device)
+            gaussian = evaluation.decoded(decode, noise * std + mean, p.batch, device)
             reference = split.rows(torch.arange(count) * len(split) // count)["images"]
             values = evaluation.generation(samples, gaussian, reference, describe, p, device)
             track.final({key: value for key, value in values.items() if value is not None})

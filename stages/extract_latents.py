@@ -1,4 +1,8 @@
-"""Encode the training pictures, and their mirror images, once; count the channels' statistics."""
+"""Encode the training pictures, and their mirror images, once; count the channels' statistics.
+
+Latents are stored in float32. On a GPU the matrix products that make them are bfloat16 (the reference extracts in float32 with
+TF32); on a CPU everything is float32.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,16 @@ def main(params: Params) -> None:
         from vtp import dist
         from vtp.data.latents import LatentStore, LatentWriter
         from vtp.data.shards import Prepared
+        from vtp.engine.inference import put_to_work, same_shape
         from vtp.engine.loop import autocast
         from vtp.engine.session import open_track, start
         from vtp.models.tokenizer import VisualTokenizer
 
         device = start(params.run)
         data = Prepared.open(ROOT / "data" / "prepare")
-        tokenizer = VisualTokenizer.from_pretrained(ROOT / "data" / "pretrain").to(device)
+        tokenizer = VisualTokenizer.from_pretrained(ROOT / "data" / "pretrain")
+        put_to_work(tokenizer, device, compiled=params.run.compile)
+        encode = same_shape(tokenizer.encode, params.latents.batch, compiled=params.run.compile)
         mine = torch.tensor(dist.part(len(data.train)))
         with (
             run.out({"num_classes": data.num_classes}) as folder,
@@ -32,7 +39,7 @@ def main(params: Params) -> None:
             for rows in mine.split(params.latents.batch):
                 batch = data.train.rows(rows)
                 pixels = batch["images"].to(device) / 255
-                writer.append(tokenizer.encode(pixels), tokenizer.encode(pixels.flip(-1)), batch["labels"])
+                writer.append(encode(pixels), encode(pixels.flip(-1)), batch["labels"])
                 bar.advance(len(rows))
             bar.close()
             writer.finish(statistics_samples=params.latents.statistics_samples, seed=params.seed)

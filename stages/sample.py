@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 from vtp.config import ROOT, Params
 from vtp.run import entry, open_run
+
+log = logging.getLogger(__name__)
 
 
 def main(params: Params) -> None:
@@ -13,6 +17,7 @@ def main(params: Params) -> None:
         from vtp import dist, sampling
         from vtp.artifacts import save_tensors
         from vtp.data.latents import load_statistics
+        from vtp.engine.inference import put_to_work, same_shape
         from vtp.engine.loop import autocast
         from vtp.engine.session import open_track, start
         from vtp.models.dit import DiT
@@ -20,33 +25,31 @@ def main(params: Params) -> None:
 
         device = start(params.run)
         p = params.sample
-        model = DiT.from_pretrained(ROOT / "data" / "train_dit").to(device)
+        model = put_to_work(DiT.from_pretrained(ROOT / "data" / "train_dit"), device, compiled=params.run.compile)
         mean, std = load_statistics(ROOT / "data" / "train_dit")
         options = model.options
-        grid = sampling.time_grid(p.points, p.shift)
         labels = torch.arange(p.samples) % options.num_classes
         shape = (options.latent_channels, options.grid, options.grid)
-        made = []
+        made, evaluations = [], []
+
+        def draw(noise: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+            latents, count = sampling.draw(model, noise, chosen, options.num_classes, p)
+            evaluations.append(count)
+            return latents.float()
+
+        draw_rows = same_shape(draw, p.batch, compiled=params.run.compile)
         with open_track(run, params.run) as track, torch.inference_mode(), autocast(device):
             mine = torch.arange(p.samples)[dist.rows(p.samples, "sample.samples")]
             bar = track.bar(-(-len(mine) // p.batch))
             for rows in mine.split(p.batch):
                 # Each picture has noise of its own, whatever its batch and rank.
                 noise = torch.stack([torch.randn(shape, generator=generator(params.seed, "sample", int(i))) for i in rows])
-                chosen = labels[rows].to(device)
-                velocity = sampling.guided(
-                    model,
-                    chosen,
-                    options.num_classes,
-                    scale=p.guidance_scale,
-                    interval=p.guidance_interval,
-                    channels=sampling.GUIDED_CHANNELS[p.guidance_channels],
-                )
-                made.append(sampling.integrate(velocity, noise.to(device), grid, p.solver).float().cpu() * std + mean)
+                made.append(draw_rows(noise.to(device), labels[rows].to(device)).cpu() * std + mean)
                 bar.advance(len(rows))
             bar.close()
         latents = dist.gather(torch.cat(made).to(device))
-        with run.out() as folder:
+        log.info("%s with %d points: %.1f evaluations a picture", p.solver, p.points, sum(evaluations) / len(evaluations))
+        with run.out({"evaluations": sum(evaluations) / len(evaluations)}) as folder:
             if dist.is_main():
                 save_tensors(folder / "latents.safetensors", {"latents": latents, "labels": labels})
 

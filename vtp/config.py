@@ -225,7 +225,7 @@ class DitParams:
 class SampleParams:
     samples: Count
     batch: Count
-    solver: Literal["euler", "heun", "midpoint", "heun3", "dopri5"]
+    solver: Literal["euler", "heun", "midpoint", "heun3", "adams2", "adams3", "dpmpp2m", "dopri5"]
     points: Annotated[int, Range(least=2)]
     shift: Positive
     guidance_scale: Weight

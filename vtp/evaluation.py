@@ -136,9 +136,9 @@ def reconstruction(
     }
 
 
-def decoded(tokenizer: VisualTokenizer, latents: Tensor, batch: int, device: torch.device) -> Tensor:
-    """Latents (n, C, h, w) as 8-bit pictures: uint8 (n, 3, H, W) on the CPU."""
-    return torch.cat([to_uint8(tokenizer.decode(rows.to(device)).float()).cpu() for rows in latents.split(batch)])
+def decoded(decode: Callable[[Tensor], Tensor], latents: Tensor, batch: int, device: torch.device) -> Tensor:
+    """Latents (n, C, h, w) as 8-bit pictures: uint8 (n, 3, H, W) on the CPU. `decode` is that of a tokenizer on `device`."""
+    return torch.cat([to_uint8(decode(rows.to(device)).float()).cpu() for rows in latents.split(batch)])
 
 
 def to_uint8(pixels: Tensor) -> Tensor:

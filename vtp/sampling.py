@@ -6,11 +6,14 @@ that whoever looks at them (the interval of guidance) never waits for the device
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from vtp.config import SampleParams
 
 Velocity = Callable[[Tensor, float], Tensor]
 """velocity(x (B, ...), t) -> dx/dt (B, ...)."""
@@ -72,6 +75,67 @@ def heun3(velocity: Velocity, x: Tensor, grid: Sequence[float]) -> Tensor:
         second = velocity(torch.add(x, first, alpha=third), t + third)
         last = velocity(torch.add(x, second, alpha=2 * third), t + 2 * third)
         x = torch.add(x, first + 3 * last, alpha=(end - t) / 4)
+    return x
+
+
+def _adams(velocity: Velocity, x: Tensor, grid: Sequence[float], order: int) -> Tensor:
+    """Adams-Bashforth on an uneven grid: the polynomial through the last `order` slopes, integrated over the step.
+
+    The first steps have fewer slopes behind them and take what they have, so that every step costs one call.
+    """
+    times: list[float] = []
+    slopes: list[Tensor] = []
+    for t, end in pairwise(grid):
+        times, slopes = [*times, t][-order:], [*slopes, velocity(x, t)][-order:]
+        x = x + _weighted(slopes, _integrated_lagrange(times, t, end))
+    return x
+
+
+def _integrated_lagrange(nodes: Sequence[float], start: float, end: float) -> list[float]:
+    """Of each node, its Lagrange polynomial (1 there, 0 at the others) integrated from `start` to `end`."""
+    weights = []
+    for node in nodes:
+        # Coefficients by rising powers of the distance from `start`: small numbers, whatever the time.
+        polynomial = [1.0]
+        for other in nodes:
+            if other != node:
+                raised, lowered = [0.0, *polynomial], [c * (other - start) for c in polynomial] + [0.0]
+                polynomial = [(high - low) / (node - other) for high, low in zip(raised, lowered, strict=True)]
+        weights.append(sum(c * (end - start) ** (power + 1) / (power + 1) for power, c in enumerate(polynomial)))
+    return weights
+
+
+def adams2(velocity: Velocity, x: Tensor, grid: Sequence[float]) -> Tensor:
+    """Second order from the slopes of two steps (Adams-Bashforth); one call per step."""
+    return _adams(velocity, x, grid, 2)
+
+
+def adams3(velocity: Velocity, x: Tensor, grid: Sequence[float]) -> Tensor:
+    """From the slopes of three steps (Adams-Bashforth); one call per step.
+
+    The start with Euler's step leaves the order at two, with a smaller error than two slopes give.
+    """
+    return _adams(velocity, x, grid, 3)
+
+
+def dpmpp2m(velocity: Velocity, x: Tensor, grid: Sequence[float]) -> Tensor:
+    """Second order in the predicted data, DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2); one call per step.
+
+    On the straight path (SANA, arXiv 2410.10629) alpha = t and sigma = 1 - t, the data are predicted as x + (1 - t) * velocity,
+    and the linear part of the flow is solved exactly. The prediction counts as constant in the first step, in the one after it
+    and in the last: log(alpha / sigma), in which it is extrapolated, is infinite at both ends of the path.
+    """
+    ratios = [math.log(t / (1 - t)) for t in grid[1:-1]]
+    before = x
+    for i, (t, end) in enumerate(pairwise(grid)):
+        data = torch.add(x, velocity(x, t), alpha=1 - t)
+        forward = data
+        if 2 <= i < len(grid) - 2:
+            width, width_before = ratios[i] - ratios[i - 1], ratios[i - 1] - ratios[i - 2]
+            forward = torch.lerp(before, data, 1 + width / (2 * width_before))
+        remains = (1 - end) / (1 - t)
+        x = remains * x + (end - t * remains) * forward
+        before = data
     return x
 
 
@@ -148,6 +212,9 @@ SOLVERS: dict[str, Callable[[Velocity, Tensor, Sequence[float]], Tensor]] = {
     "heun": heun,
     "midpoint": midpoint,
     "heun3": heun3,
+    "adams2": adams2,
+    "adams3": adams3,
+    "dpmpp2m": dpmpp2m,
     "dopri5": dopri5,
 }
 
@@ -162,6 +229,30 @@ def integrate(velocity: Velocity, noise: Tensor, grid: Sequence[float], solver: 
     if solver not in SOLVERS:
         raise ValueError(f"solver={solver!r} is not known; choose one of {', '.join(SOLVERS)}.")
     return SOLVERS[solver](velocity, noise, grid)
+
+
+def draw(model: Model, noise: Tensor, labels: Tensor, null_label: int, how: SampleParams) -> tuple[Tensor, int]:
+    """Normalised latents that `model` makes of `noise` (B, C, h, w) for `labels` (B,), and how often the velocity was asked for.
+
+    One evaluation is one pass of the model, of twice as many rows where guidance acts.
+    """
+    velocity = guided(
+        model,
+        labels,
+        null_label,
+        scale=how.guidance_scale,
+        interval=how.guidance_interval,
+        channels=GUIDED_CHANNELS[how.guidance_channels],
+    )
+    evaluations = 0
+
+    def counted(x: Tensor, t: float) -> Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        return velocity(x, t)
+
+    latents = integrate(counted, noise, time_grid(how.points, how.shift), how.solver)
+    return latents, evaluations
 
 
 def guided(

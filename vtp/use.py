@@ -115,13 +115,5 @@ def generated(data: Path, number: int, count: int, params: SampleParams, seed: i
     shape = (options.latent_channels, options.grid, options.grid)
     noise = torch.stack([torch.randn(shape, generator=seeding.generator(seed, "generate", i)) for i in range(count)])
     labels = torch.full((count,), number)
-    velocity = sampling.guided(
-        model,
-        labels,
-        options.num_classes,
-        scale=params.guidance_scale,
-        interval=params.guidance_interval,
-        channels=sampling.GUIDED_CHANNELS[params.guidance_channels],
-    )
-    latents = sampling.integrate(velocity, noise, sampling.time_grid(params.points, params.shift), params.solver)
-    return decoded(tokenizer, latents * std + mean, params.batch, torch.device("cpu"))
+    latents, _ = sampling.draw(model, noise, labels, options.num_classes, params)
+    return decoded(tokenizer.decode, latents * std + mean, params.batch, torch.device("cpu"))

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import dit, sampling, tokenizer
+
+
+def test_a_step_costs_what_it_is_known_to_cost() -> None:
+    """LightningDiT tells 118.7 multiply-adds for a forward pass of XL/1; a step is three times that, counted in both."""
+    assert dit.operations(dit.XL, 1) == pytest.approx(3 * 2 * 118.6e9, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "arguments", "name"),
+    [
+        (dit, ["--work", "W3-xl", "--runs", "2"], "W3-xl"),
+        (tokenizer, ["--work", "W4-encode", "--runs", "2"], "W4-encode"),
+        (tokenizer, ["--work", "W4-decode", "--runs", "2"], "W4-decode"),
+        (sampling, ["--points", "4"], "W5"),
+        (sampling, ["--points", "4", "--solver", "adams2", "--name", "few"], "few"),
+    ],
+)
+def test_a_small_benchmark_checks_itself_and_records(module, arguments, name, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments, "--tiny", "--reference", "--out", str(tmp_path)])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    module.main()
+    values = json.loads((tmp_path / "cpu" / f"{name}.json").read_text())
+    assert values["milliseconds"] > 0
+    assert values["images_per_second"] > 0
+    assert values["share_of_ceiling"] > 0
