@@ -151,6 +151,7 @@ class SslParams:
 @dataclass(frozen=True)
 class PretrainParams:
     objective: Literal["ae", "clip+ae", "ssl+ae", "clip+ssl+ae"]
+    contrast: Literal["softmax", "sigmoid"]
     data_fraction: Annotated[float, Range(above=0, most=1)]
     steps: Count
     batch: Count

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vtp.objectives.adversarial import (
@@ -19,7 +16,6 @@ from vtp.objectives.adversarial import (
 )
 from vtp.seeding import generator
 
-ORACLE = load_file(Path(__file__).parents[1] / "oracles" / "gan" / "io.safetensors")
 GROUPS = {
     "translation": (True, False, False),
     "color": (False, True, False),
@@ -36,12 +32,6 @@ def uniform(*shape: int, key: str) -> Tensor:
     return torch.rand(*shape, generator=generator(0, "adversarial", key))
 
 
-def test_hinge_losses_are_raes() -> None:
-    real, fake = ORACLE["logits_real"], ORACLE["logits_fake"]
-    torch.testing.assert_close(hinge_discriminator(real, fake), ORACLE["hinge_d"], atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(hinge_generator(fake), ORACLE["generator"], atol=1e-6, rtol=1e-6)
-
-
 def test_losses_on_logits_are_their_naive_loops() -> None:
     real, fake = normal(3, 4, key="real"), normal(5, 2, key="fake")  # maps of two scales need not be equally large
     ema_real, ema_fake = torch.tensor(0.4), torch.tensor(-0.3)
@@ -51,20 +41,6 @@ def test_losses_on_logits_are_their_naive_loops() -> None:
     assert hinge_discriminator(real, fake).item() == pytest.approx(hinge, abs=1e-6)
     assert hinge_generator(fake).item() == pytest.approx(sum(-f / 10 for f in fake.flatten().tolist()), abs=1e-6)
     assert lecam(real, fake, ema_real, ema_fake).item() == pytest.approx(over + under, abs=1e-6)
-
-
-def test_adaptive_weight_is_raes() -> None:
-    layer = ORACLE["ada_layer"].clone().requires_grad_()
-    y = ORACLE["ada_hidden"] @ layer.T
-    reconstruction, adversarial = (y - ORACLE["ada_target"]).abs().mean(), -(y @ ORACLE["ada_disc"]).mean()
-    gradients = []
-    for loss, name in ((reconstruction, "ada_rec_loss"), (adversarial, "ada_g_loss")):
-        torch.testing.assert_close(loss, ORACLE[name])
-        (outer,) = torch.autograd.grad(loss, y, retain_graph=True)
-        gradients.append(last_layer_gradient(outer, ORACLE["ada_hidden"], channels=-1))
-    torch.testing.assert_close(adaptive_weight(gradients[0], gradients[1], 1e4), ORACLE["ada_weight"], atol=1e-5, rtol=1e-5)
-    clamped = adaptive_weight(100 * gradients[0], 1e-4 * gradients[1], 50.0)
-    torch.testing.assert_close(clamped, ORACLE["ada_weight_clamped"])
 
 
 def test_adaptive_weight_is_its_naive_loop_and_finite() -> None:
@@ -96,12 +72,6 @@ def test_last_layer_gradient_is_its_naive_loop() -> None:
         for p in range(3):
             gradient += torch.outer(outer[i, p], h[i, p])
     torch.testing.assert_close(last_layer_gradient(outer, h, channels=-1), gradient, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("group", GROUPS)
-def test_augmentation_is_raes(group: str) -> None:
-    augmented = diff_augment(ORACLE["diffaug.input"], ORACLE["diffaug.rand7"], torch.tensor(GROUPS[group]))
-    torch.testing.assert_close(augmented, ORACLE[f"diffaug.{group}"], atol=1e-6, rtol=0)
 
 
 def test_augmentation_with_nothing_enabled_is_the_identity() -> None:
@@ -155,8 +125,7 @@ def test_augmentation_passes_gradients_to_the_pixels_it_keeps() -> None:
     assert images.grad.sum() == 2 * 3 * 14 * 14
 
 
-def test_quantise_is_raes_and_its_naive_loop() -> None:
-    torch.testing.assert_close(quantise(ORACLE["quantise.input"]), ORACLE["quantise.output"], atol=1e-7, rtol=0)
+def test_quantise_is_its_naive_loop() -> None:
     values = torch.linspace(-1.3, 1.3, 41)
     expected = [round(127.5 * (min(max(value, -1.0), 1.0) + 1)) / 127.5 - 1 for value in values.tolist()]
     torch.testing.assert_close(quantise(values), torch.tensor(expected), atol=1e-6, rtol=0)

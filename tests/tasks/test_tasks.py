@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.tasks.conftest import KINDS, batch_of, build
-from vtp.seeding import Draws
+from vtp.config import load
+from vtp.seeding import Draws, generator
 from vtp.tasks.base import Backward, Report
 
 
@@ -77,6 +78,36 @@ def test_an_absent_objective_has_neither_parts_nor_terms(objective, parts, terms
     assert hasattr(task.tokenizer, "text") == ("clip" in objective)
     reported = [item.scalars for item in task.passes("pretrain", batch_of(0), Draws(0, 0)) if isinstance(item, Report)]
     assert {name for scalars in reported for name in scalars} == terms
+
+
+@pytest.mark.parametrize("microbatch", [None, 3])
+def test_the_sigmoid_contrast_trains_scale_and_bias_from_siglips_start(microbatch):
+    task = build("pretrain", "pretrain.contrast=sigmoid", microbatch=microbatch)
+    scale, bias = task.tokenizer.logit_scale, task.tokenizer.logit_bias
+    assert (scale.exp().item(), bias.item()) == pytest.approx((10, -10))
+    reported = {}
+    for item in task.passes("pretrain", batch_of(0), Draws(0, 0)):
+        if isinstance(item, Report):
+            reported |= item.scalars
+        else:
+            item.total().backward()
+    assert reported["clip"].item() == pytest.approx(10, abs=1.5)  # one match in eight is asked at a logit of about -10
+    assert scale.grad.abs() > 0
+    # Every match wants to be likelier by about 1 - sigmoid(-10), so the bias rises at a rate of almost one.
+    assert bias.grad.item() == pytest.approx(-1, abs=0.1)
+
+
+def test_the_sigmoid_contrast_needs_a_bias():
+    softmax = build("pretrain")
+    with pytest.raises(ValueError, match="needs a logit bias"):
+        type(softmax)(
+            load(["pretrain.contrast=sigmoid"]).pretrain,
+            softmax.tokenizer,
+            softmax.perceptual,
+            image_size=32,
+            generator=generator(0, "head"),
+            microbatch=None,
+        )
 
 
 def test_only_reconstruction_reads_the_bottleneck_unless_all_do():

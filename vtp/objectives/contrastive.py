@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from vtp import dist
 
@@ -37,7 +38,7 @@ def clip_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None = 
         return (F.cross_entropy(to_texts, pairs) + F.cross_entropy(to_images, pairs)) / 2
 
 
-def siglip_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+def siglip_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, *, chunk: int | None = None) -> Tensor:
     """Sigmoid loss: each of the B x B pairs is a binary question of its own, in nats (SigLIP, arXiv 2303.15343).
 
     The loop it vectorises, over the global batch:
@@ -46,14 +47,29 @@ def siglip_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Ten
     Args:
         image: (b, T) unit rows of this rank.
         text: (b, T) unit rows of this rank, in the same order.
-        scale: exp(logit_scale), one number.
-        bias: one number, negative at the start because almost all pairs are mismatches.
+        scale: exp(logit_scale), one number; the paper starts at 10.
+        bias: one number, -10 at the start in the paper, because almost all pairs are mismatches.
+        chunk: pictures whose logits are in memory at once, forwards and backwards; None: all of this rank's. The questions are
+            independent, so nothing else changes.
     """
     with torch.autocast(image.device.type, enabled=False):
-        image, text = image.float(), text.float()
-        logits = scale.float() * image @ dist.gather(text).T + bias.float()
-        matched = F.one_hot(_own_columns(image), logits.shape[1]).bool()
-        return -F.logsigmoid(torch.where(matched, logits, -logits)).sum() / len(image)
+        image, scale, bias = image.float(), scale.float(), bias.float()
+        texts, pairs = dist.gather(text.float()), _own_columns(image)
+        if chunk is None:
+            return _pair_questions(image, texts, pairs, scale, bias) / len(image)
+        parts = [
+            # Made again on the way back, so that only one piece of the logits ever exists.
+            checkpoint(_pair_questions, rows, texts, columns, scale, bias, use_reentrant=False)
+            for rows, columns in zip(image.split(chunk), pairs.split(chunk), strict=True)
+        ]
+        return torch.stack(parts).sum() / len(image)
+
+
+def _pair_questions(image: Tensor, texts: Tensor, pairs: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Sum over pictures (n, T) and all texts (B, T) of -log sigmoid(+-logit); picture i is matched with text pairs[i]."""
+    logits = scale * image @ texts.T + bias
+    matched = F.one_hot(pairs, len(texts)).bool()
+    return -F.logsigmoid(torch.where(matched, logits, -logits)).sum()
 
 
 def _own_columns(rows: Tensor) -> Tensor:

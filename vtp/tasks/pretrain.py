@@ -19,7 +19,7 @@ from vtp.data.views import clip_view, global_crops, local_crops, reconstruction_
 from vtp.models.encoder import Features
 from vtp.models.heads import DinoHead
 from vtp.models.tokenizer import MAX_LOGIT_SCALE, VisualTokenizer, denormalize, normalize
-from vtp.objectives.contrastive import clip_loss
+from vtp.objectives.contrastive import clip_loss, siglip_loss
 from vtp.objectives.distillation import (
     centred_targets,
     dino_global_loss,
@@ -81,6 +81,8 @@ class Pretrain(Task):
     ) -> None:
         self.params, self.image_size, self.perceptual = params, image_size, perceptual
         self.tokenizer = tokenizer
+        if "clip" in params.objective and params.contrast == "sigmoid" and tokenizer.options.logit.bias is None:
+            raise ValueError("pretrain.contrast=sigmoid needs a logit bias, which this tokenizer was built without; use softmax.")
         models = nn.ModuleDict({"tokenizer": tokenizer})
         averages: tuple[Average, ...] = ()
         trained: tuple[nn.Module, ...] = (tokenizer,)
@@ -122,7 +124,7 @@ class Pretrain(Task):
         yield from self._reconstruct(images[rows], draws)
 
     def _contrast(self, images: Tensor, tokens: Tensor, draws: Draws) -> Iterator[Backward | Report]:
-        """Pictures and captions of the whole batch find each other (CLIP, arXiv 2103.00020)."""
+        """Pictures and captions of the whole batch find each other (CLIP, arXiv 2103.00020; SigLIP, arXiv 2303.15343)."""
         pixels = clip_view(images, draws, self.batch, self.params.views, size=self.image_size)
         keep = self._keep(draws, "clip_drop", self.batch)
 
@@ -132,7 +134,9 @@ class Pretrain(Task):
 
         def loss(image: Tensor, text: Tensor) -> dict[str, Tensor]:
             scale = self.tokenizer.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
-            return {"clip": clip_loss(image, text, scale)}
+            if self.params.contrast == "softmax":
+                return {"clip": clip_loss(image, text, scale)}
+            return {"clip": siglip_loss(image, text, scale, self.tokenizer.logit_bias, chunk=self.microbatch)}
 
         yield from whole_batch(encode, loss, self.params.weights, rows=len(images), chunk=self.microbatch)
 
