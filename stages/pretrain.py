@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from vtp.config import ROOT, Params
 from vtp.run import entry, open_run
 
@@ -56,7 +54,7 @@ def options(params: Params):  # noqa: ANN201  (the type is imported late, with t
     from vtp.models.blocks import BlockOptions
     from vtp.models.decoder import DecoderOptions
     from vtp.models.encoder import EncoderOptions
-    from vtp.models.official import LogitOptions, TokenizerOptions
+    from vtp.models.official import SIGLIP, LogitOptions, TokenizerOptions
     from vtp.models.text import TextOptions
 
     size, form = params.sizes, params.tokenizer
@@ -82,8 +80,7 @@ def options(params: Params):  # noqa: ANN201  (the type is imported late, with t
         else None,
         clip_feature=form.encoder.clip_feature,
         bottleneck_for_all=form.encoder.bottleneck_for_all,
-        # SigLIP's start (arXiv 2303.15343, section 3.2); CLIP's otherwise.
-        logit=LogitOptions(scale=math.log(10), bias=-10.0) if params.pretrain.contrast == "sigmoid" else LogitOptions(),
+        logit=SIGLIP if params.pretrain.contrast == "sigmoid" else LogitOptions(),
     )
 
 

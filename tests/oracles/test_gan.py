@@ -53,7 +53,9 @@ def test_adaptive_weight(compare: Compare) -> None:
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_augmentation(compare: Compare, group: str) -> None:
-    check(compare, f"diffaug.{group}", diff_augment(ORACLE["diffaug.input"], ORACLE["diffaug.rand7"], torch.tensor(GROUPS[group])))
+    check(
+        compare, f"diffaug.{group}", diff_augment(ORACLE["diffaug.input"], ORACLE["diffaug.rand7"], torch.tensor(GROUPS[group]))
+    )
 
 
 def test_rounding(compare: Compare) -> None:
@@ -65,5 +67,8 @@ def test_every_stored_tensor_is_an_input_or_compared() -> None:
     inputs |= {"diffaug.input", "diffaug.rand7", "quantise.input"}
     compared = {"hinge_d", "generator", "ada_rec_loss", "ada_g_loss", "ada_weight", "ada_weight_clamped", "quantise.output"}
     compared |= {f"diffaug.{group}" for group in GROUPS}
-    not_ours = {"vanilla_d", "diffaug.blur_warmup_0.1"}  # a loss and a warm-up of the published code that nothing here trains with
+    not_ours = {
+        "vanilla_d",
+        "diffaug.blur_warmup_0.1",
+    }  # a loss and a warm-up of the published code that nothing here trains with
     assert set(ORACLE) == inputs | compared | not_ours

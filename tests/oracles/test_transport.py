@@ -1,4 +1,4 @@
-"""Flow matching and its samplers: paths, targets, losses and their gradients, grids, and every step of every stored trajectory."""
+"""Flow matching and its samplers: paths, targets, losses and gradients, grids, and every step of every stored trajectory."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_losses_and_gradients(compare: Compare, model: DiT, path: str) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_score_of_a_velocity(compare: Compare, path: str) -> None:
-    """The velocity tells where the noise and the data lie, hence the score -noise / share of noise: the sign and direction of time."""
+    """A velocity tells where the noise lies, hence the score, -noise / share of noise; sign and direction of time must be right."""
     data, noise, data_slope, noise_slope = path_point(path, wide(ORACLE[f"{path}.score_t"]))
     x, velocity = ORACLE[f"{path}.xt"], ORACLE[f"{path}.pred"]
     guess = (data_slope * x - data * velocity) / (data_slope * noise - data * noise_slope)
@@ -150,8 +150,9 @@ def doubled(model: DiT, run: dict) -> tuple[Velocity, list[float]]:
 def test_adaptive_steps(compare: Compare, model: DiT, name: str) -> None:
     """The reference steps beyond 1, where no model was trained, and interpolates back; this one lands on 1.
 
-    The calls of the first step agree to the last digits. After it, the estimated error is so small that float32's rounding decides
-    how much longer the next one is, so of later times only the number is held against the reference, and the end within rtol.
+    The calls of the first step agree to the last digits. After it, the estimated error is so small that float32's rounding
+    decides how much longer the next one is, so of later times only the number is held against the reference, and the end
+    within rtol.
     """
     run, stored, start = RUNS[name], ORACLE[f"sample.{name}"], ORACLE["sample.z"]
     velocity, times = doubled(model, run) if run["cfg"] else flow(model, run)

@@ -6,6 +6,7 @@ dtype RoPE is applied in) lies under `open_vtp` in the configuration and in `vtp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +34,10 @@ class LogitOptions:
     scale: float | None = None
     bias: float | None = None
     vector: bool = False
+
+
+SIGLIP = LogitOptions(scale=math.log(10), bias=-10.0)
+"""Where the sigmoid loss starts (arXiv 2303.15343, section 3.2)."""
 
 
 @dataclass(frozen=True)
