@@ -1,63 +1,16 @@
-"""Block masks: counts and shape against DINOv2's generator, the list against a naive one, ranks against a world of one."""
+"""Block masks: counts on small grids, the list against a naive one, ranks against a world of one."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vtp import dist
-from vtp.data import masks
 from vtp.data.masks import Masks, block_masks, listed
 from vtp.seeding import Draws
 
-ORACLE = Path(__file__).parents[1] / "oracles" / "masking" / "io.safetensors"
 RATIO = (0.1, 0.5)
-
-
-@pytest.fixture(scope="module")
-def oracle() -> dict[str, Tensor]:
-    return load_file(ORACLE)
-
-
-def blocks(targets: Tensor, grid: tuple[int, int]) -> Tensor:
-    return masks._blocks(Draws(0, 0), len(targets), 1, grid, targets.float())
-
-
-@pytest.mark.parametrize("side", [14, 16])
-def test_counts_are_those_of_the_published_generator(oracle: dict[str, Tensor], side: int) -> None:
-    targets, theirs = oracle[f"{side}x{side}.targets"], oracle[f"{side}x{side}.counts"]
-    counts = blocks(targets, (side, side)).sum((1, 2))
-    assert (counts <= targets).all()
-    torch.testing.assert_close((counts / targets).mean(), (theirs / targets).mean(), atol=0.005, rtol=0)
-    assert (counts / targets).min() > 0.85
-    assert (counts == targets).float().mean() >= (theirs == targets).float().mean()
-
-
-@pytest.mark.parametrize("side", [14, 16])
-def test_masks_lie_where_the_published_ones_do(oracle: dict[str, Tensor], side: int) -> None:
-    theirs = oracle[f"{side}x{side}.occupancy_30pct"].float()
-    ours = blocks(torch.full((1500,), int(0.3 * side * side)), (side, side)).float().mean(0)
-    assert torch.corrcoef(torch.stack([ours.flatten(), theirs.flatten()]))[0, 1] > 0.97
-    assert (ours - theirs).abs().mean() < 0.03
-
-
-def test_masks_are_blocks(oracle: dict[str, Tensor]) -> None:
-    """Neighbours of hidden patches are hidden as often as in the published masks, far more than the third that chance gives."""
-
-    def together(mask: Tensor) -> float:
-        mask = mask.float()
-        pairs = (mask[:, 1:] * mask[:, :-1]).sum() + (mask[:, :, 1:] * mask[:, :, :-1]).sum()
-        return float(pairs / (2 * mask.sum()))
-
-    theirs = torch.stack([oracle[f"16x16.exact_masks.{i}"] for i in range(6)])
-    ours = blocks(theirs.sum((1, 2)).repeat(50), (16, 16))
-    assert abs(together(ours) - together(theirs)) < 0.08
-    assert together(ours) > 0.6
-    assert theirs.float().mean() < 0.35
 
 
 @pytest.mark.parametrize(
@@ -72,22 +25,9 @@ def test_small_grids_get_their_masks(grid: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("side", [14, 16])
-def test_ratios_are_spread_over_the_batch(oracle: dict[str, Tensor], side: int) -> None:
-    """As in the published collate function: 8 of 16 crops, one ratio from each of 8 sub-intervals, the same bound."""
-    patches = side * side
-    sums = []
-    for step in range(20):
-        made = block_masks(Draws(0, step), 16, (side, side), 0.5, RATIO)
-        counts = made.mask.sum(1).sort(descending=True).values
-        assert (counts[:8] > 0).all()
-        assert (counts[8:] == 0).all()
-        upper = torch.tensor([int(patches * (0.1 + 0.4 * (i + 1) / 8)) for i in reversed(range(8))])
-        lower = torch.tensor([int(patches * (0.1 + 0.4 * i / 8)) for i in reversed(range(8))])
-        assert (counts[:8] <= upper).all()
-        assert (counts[:8] >= 0.85 * lower).all()
-        sums.append(int(counts.sum()))
-        assert len(made.indices) == oracle[f"{side}x{side}.collate.upperbound"]
-    assert len(set(sums)) > 1
+def test_ratios_vary_between_steps(side: int) -> None:
+    sums = {int(block_masks(Draws(0, step), 16, (side, side), 0.5, RATIO).mask.sum()) for step in range(20)}
+    assert len(sums) > 1
 
 
 def test_every_crop_is_masked_as_often_as_any_other() -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from vtp.artifacts import write_manifest
 from vtp.models.dit import DiT, DitOptions
 from vtp.seeding import generator
 
@@ -109,3 +112,60 @@ def test_sizes_that_do_not_divide_are_named() -> None:
         replace(SMALL, patch=4)
     with pytest.raises(ValueError, match="width=36"):
         replace(SMALL, width=36)
+
+
+def edited(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value != "absent"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"model_type": "vtp"}, "model_type='vtp'"),
+        ({"heads": "absent"}, "look at heads"),
+        ({"surprise": 1}, "look at surprise"),
+        ({"patch": 4}, "patch=4 does not divide grid=6"),
+        ({"depth": 3}, r"missing: blocks\.2\..*; not known: none"),
+        ({"depth": 1}, r"not known: blocks\.1\..* and \d+ more"),
+        ({"mlp_ratio": 3.0}, r"blocks\.0\.mlp\.w12\.bias is \(170,\), expected \(128,\)"),
+    ],
+)
+def test_a_folder_that_does_not_fit_is_named(tmp_path: Path, changes: dict[str, object], match: str) -> None:
+    DiT(SMALL).save_pretrained(tmp_path)
+    edited(tmp_path, **changes)
+    with pytest.raises(ValueError, match=match) as caught:
+        DiT.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_cut_and_changed_files_are_named(tmp_path: Path) -> None:
+    model = DiT(SMALL)
+    model.init_weights(generator(0, "init"))
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-10])
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file"):
+        DiT.from_pretrained(tmp_path)
+    file.write_bytes(whole)
+    write_manifest(tmp_path, {})
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"model\.safetensors is not the file its manifest lists"):
+        DiT.from_pretrained(tmp_path)
+    file.unlink()
+    with pytest.raises(ValueError, match=r"model\.safetensors is missing"):
+        DiT.from_pretrained(tmp_path)
+
+
+def test_mapped_weights_can_be_trained_on_and_leave_the_file_alone(tmp_path: Path) -> None:
+    DiT(SMALL).save_pretrained(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    model = DiT.from_pretrained(tmp_path).requires_grad_(True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    model.save_pretrained(tmp_path)
+    assert torch.equal(DiT.from_pretrained(tmp_path).final_layer.linear.bias, model.final_layer.linear.bias)

@@ -81,7 +81,7 @@ def test_losses_and_gradients(compare: Compare, model: DiT, path: str) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_score_of_a_velocity(compare: Compare, path: str) -> None:
-    """A velocity tells where the noise lies, hence the score, -noise / share of noise; sign and direction of time must be right."""
+    """A velocity tells where the noise lies, hence the score, -noise / share of noise: sign and direction of time are right."""
     data, noise, data_slope, noise_slope = path_point(path, wide(ORACLE[f"{path}.score_t"]))
     x, velocity = ORACLE[f"{path}.xt"], ORACLE[f"{path}.pred"]
     guess = (data_slope * x - data * velocity) / (data_slope * noise - data * noise_slope)

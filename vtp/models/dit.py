@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from vtp import artifacts
 
 FREQUENCIES = 256
+FILES = ("config.json", "model.safetensors")
+"""What a diffusion transformer is read from."""
 
 
 @dataclass(frozen=True)
@@ -368,10 +370,13 @@ class DiT(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> DiT:
         """Read what `save_pretrained` wrote, in eval mode and frozen, on the CPU.
 
+        Weights are mapped from the file, not copied. Checksums are compared where a manifest lies beside them.
+
         Raises:
-            ValueError: a missing or cut file, another kind of model, an option that is unknown or missing, or tensors that do
-                not fit the options; each by name.
+            ValueError: a missing, cut or changed file, another kind of model, an option that is unknown or missing, or tensors
+                that do not fit the options; each by name.
         """
+        artifacts.verify_listed(Path(folder), FILES)
         file = Path(folder) / "config.json"
         config = artifacts.load_json(file)
         known = {field.name for field in fields(DitOptions)}
@@ -385,7 +390,11 @@ class DiT(nn.Module):
         return cls.from_tensors(options, artifacts.load_tensors(Path(folder) / "model.safetensors"), Path(folder))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write model.safetensors (published names) and then config.json (the options); a reader never sees half a file."""
+        """Write model.safetensors (published names) and config.json (the options), each whole or not at all.
+
+        The configuration comes last, and one that was there goes first, so that it never describes other weights.
+        """
+        (Path(folder) / "config.json").unlink(missing_ok=True)
         artifacts.save_tensors(Path(folder) / "model.safetensors", self.state_dict())
         artifacts.save_json(Path(folder) / "config.json", asdict(self.options))
 

@@ -43,6 +43,12 @@ def flow_terms(prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         velocity += |prediction[i, :, p] - target[i, :, p]|^2 / (B * positions * C)
         cosine   += (1 - cos(prediction[i, :, p], target[i, :, p])) / (B * positions)
 
+    Zero has no direction. A DiT's last layer starts at zero, and there PyTorch's cosine, which the published loss takes as well,
+    divides by its eps of 1e-8: the gradient of `cosine` at each position of the prediction has length 1e8 / (B * positions), and
+    a training reports gradient norms in the millions until the last layer has grown. Nothing overflows, and AdamW's first step
+    does not know the size of a gradient; but its second moment remembers it for hundreds of steps unless the gradient is
+    clipped (`dit.optimizer.clip`), which LightningDiT does not do by default.
+
     Args:
         prediction: (B, C, h, w).
         target: (B, C, h, w).
