@@ -10,19 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.clones import TINY, change, clone, sh
+from tests.clones import TINY, change, sh
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Path:
-    """A clone whose pipeline has run and whose lock is committed."""
-    folder = clone(tmp_path_factory.mktemp("experiments") / "project")
-    sh(folder, "dvc", "repro")
-    sh(folder, "git", "add", "-f", "dvc.lock")
-    sh(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "lock")
-    return folder
+@pytest.fixture
+def project(finished: Path) -> Path:
+    """The finished clone."""
+    return finished
 
 
 def rows(folder: Path) -> dict[str, dict]:
@@ -37,13 +33,17 @@ def rows(folder: Path) -> dict[str, dict]:
     }
 
 
+def wait_for_queue(folder: Path) -> None:
+    start = time.monotonic()
+    while re.search("Queued|Running", sh(folder, "dvc", "queue", "status")):
+        assert time.monotonic() - start < 300, sh(folder, "dvc", "queue", "status")
+        time.sleep(2)
+
+
 def test_a_queued_grid_finishes_unattended_and_shares_its_stages(project):
     sh(project, "dvc", "exp", "run", "--queue", "-n", "grid", "-S", "pretrain.objective=ae,clip+ae")
     sh(project, "dvc", "queue", "start")
-    start = time.monotonic()
-    while re.search("Queued|Running", sh(project, "dvc", "queue", "status")):
-        assert time.monotonic() - start < 300, sh(project, "dvc", "queue", "status")
-        time.sleep(2)
+    wait_for_queue(project)
     assert sh(project, "dvc", "queue", "status").count("Success") == 2
     found = rows(project)
     assert {"grid-1", "grid-2"} <= set(found)
@@ -54,7 +54,12 @@ def test_a_queued_grid_finishes_unattended_and_shares_its_stages(project):
     assert len(list((project / "runs" / "prepare").iterdir())) == 1
     sh(project, "dvc", "exp", "apply", "grid-1")
     assert "Running stage" not in sh(project, "dvc", "repro")
-    sh(project, "dvc", "plots", "diff", "HEAD", "grid-1", "--targets", "reports/curves/pretrain.csv")
+    sh(project, "dvc", "plots", "diff", "HEAD", "grid-1")
+    page = (project / "dvc_plots" / "index.html").read_text()
+    assert not re.search(r"https?://", page)  # it must show without a network
+    shown = re.findall(r'<img [^>]*src="([^"]+)"', page)
+    assert len(shown) >= 14
+    assert all((project / "dvc_plots" / name).is_file() for name in shown)
     sh(project, "git", "checkout", "-q", ".")
     sh(project, "dvc", "checkout")
 
@@ -96,9 +101,26 @@ def test_a_neutral_edit_is_committed_without_a_run(project):
 
 def test_comments_of_the_parameters_survive_an_experiment(project):
     before = re.findall("#.*", (project / "params.yaml").read_text())
-    sh(project, "dvc", "exp", "run", "-S", "seed=0", "-S", "run.log_every=1", "prepare")
+    sh(project, "dvc", "exp", "run", "-n", "commented", "-S", "seed=0", "-S", "run.log_every=1", "prepare")
     assert re.findall("#.*", (project / "params.yaml").read_text()) == before
     sh(project, "git", "checkout", "-q", "params.yaml")
+    sh(project, "dvc", "exp", "apply", "commented")
+    assert "log_every: 1 " in (project / "params.yaml").read_text()
+    assert re.findall("#.*", (project / "params.yaml").read_text()) == before
+    sh(project, "git", "checkout", "-q", "params.yaml")
+
+
+def test_a_queued_variant_runs_the_code_it_was_queued_with(project):
+    file = project / "stages" / "prepare.py"
+    text = file.read_text()
+    file.write_text(text.replace('run.metrics("prepare", counts)', 'run.metrics("prepare", counts | {"queued": 1})'))
+    assert file.read_text() != text
+    sh(project, "dvc", "exp", "run", "--queue", "-n", "snapshot", "prepare")
+    file.write_text(text)
+    # What an editable install amounts to: this checkout can be imported from everywhere.
+    sh(project, "dvc", "queue", "start", PYTHONPATH=str(project))
+    wait_for_queue(project)
+    assert rows(project)["snapshot"]["data"]["metrics"]["reports/prepare.json"]["data"]["queued"] == 1
 
 
 def test_a_launcher_starts_many_processes_and_dvc_sees_no_difference(project):
@@ -119,7 +141,12 @@ def test_a_run_in_a_copy_tracks_into_the_main_checkout(project):
     while not (database.exists() and _stage_runs(database)):
         assert time.monotonic() - start < 60
         time.sleep(0.5)
-    assert not list((project / ".dvc" / "tmp" / "exps").glob("**/mlflow.db"))
+    copies = project / ".dvc" / "tmp" / "exps"
+    assert not list(copies.glob("**/mlflow.db"))
+    assert not list((copies / "standalone").glob("tmp*"))
+    while not list((project / "mlartifacts").rglob("*.png")):
+        assert time.monotonic() - start < 60
+        time.sleep(0.5)
 
 
 def _stage_runs(database: Path) -> int:

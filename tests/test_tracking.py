@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -443,3 +444,37 @@ def test_the_comparison_page_names_the_newest_variants_oldest_first(tmp_path: Pa
     assert runs == [("new", "1"), ("old", "1")]
     address = tracking_ui.comparison(runs, 5000)
     assert unquote(address) == 'http://127.0.0.1:5000/#/compare-runs?runs=["old", "new"]&experiments=["1"]'
+
+
+@pytest.mark.slow
+def test_the_pages_open_by_themselves_where_there_is_a_display(tmp_path: Path, alone: list[Path]) -> None:
+    publish(tmp_path, "f" * 16, PARAMETERS, {"pretrain": {"psnr": 21.5}})
+    assert tracking_upload.replay(tmp_path) == 0
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened.new; mv {tmp_path}/opened.new {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "DISPLAY": ":0", "BROWSER": f"{browser} %s"}
+    call = [sys.executable, "-m", "vtp.tracking", "ui", "--port", str(port), str(tmp_path)]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(call, cwd=tmp_path, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 90
+        while not (tmp_path / "opened").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        address = (tmp_path / "opened").read_text().strip()
+        assert address in (tmp_path / "log").read_text()
+        assert address.startswith(f"http://127.0.0.1:{port}/#/compare-runs?runs=")
+        assert tracking_ui.serve(tmp_path, port) == 1  # taken
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)
+
+
+def test_no_page_is_served_from_a_database_that_is_not_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"")
+    assert tracking_ui.serve(tmp_path, 5999) == 1
+    assert "mlflow.db is not whole" in caplog.text

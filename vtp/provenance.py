@@ -156,19 +156,21 @@ def without_length(what: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]
 
 def differences(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
     """What differs between two ingredients, a phrase each: names of files, and keys with both values."""
-    found = []
-    for kind in now:
-        for name in {**before.get(kind, {}), **now[kind]}:
-            old, new = before.get(kind, {}).get(name), now[kind].get(name)
-            if old == new:
-                continue
-            if kind == "params" and isinstance(old, dict) and isinstance(new, dict):
-                found += [
-                    f"{name}.{key} ({old.get(key)}, now {new.get(key)})" for key in {**old, **new} if old.get(key) != new.get(key)
-                ]
-            else:
-                found.append(f"{name} ({old}, now {new})" if kind == "params" else name)
+    found: list[str] = []
+    for kind, new in now.items():
+        old = before.get(kind, {})
+        found += _changes(old, new) if kind == "params" else [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return found
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any], above: str = "") -> Iterator[str]:
+    """`key (old, now new)` for every single value that differs, however deep."""
+    for name in {**before, **now}:
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _changes(old, new, f"{above}{name}.")
+        elif old != new:
+            yield f"{above}{name} ({old}, now {new})"
 
 
 def write_deps(file: Path = ROOT / "dvc.yaml") -> bool:

@@ -1,4 +1,6 @@
-"""How a training ends before its time. SIGTERM and SIGUSR1, as a scheduler sends them before it takes a machine away: save, then exit with status 75.
+"""How a training ends before its time.
+
+SIGTERM and SIGUSR1, as a scheduler sends them before it takes a machine away: save, then exit with status 75.
 
 75 is EX_TEMPFAIL of sysexits.h, "try again later"; a scheduler that requeues on it gets the same training back, which goes on
 from where it was. Where there is nothing to save a process leaves at once; the training loop asks between two steps.

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import sqlite3
+import subprocess
 import sys
+import time
+import webbrowser
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
@@ -36,16 +40,51 @@ def comparison(runs: list[tuple[str, str]], port: int) -> str:
 
 
 def serve(main: Path, port: int) -> int:
-    """Become `mlflow ui` over the checkout's own database, reachable from this machine only; returns 1 if there is none."""
+    """Become `mlflow ui` over the checkout's own database, reachable from this machine only, and open the page that compares.
+
+    Returns 1, after one line, where there is nothing to show or the port is taken. Without a display the address is only told.
+    """
     if os.environ.get("MLFLOW_TRACKING_URI"):
         log.error("runs go to %s; open that, or unset MLFLOW_TRACKING_URI to see local ones", shown(destination(main)))
         return 1
+    if _answers(port):
+        log.error("port %d is taken, perhaps by this very page; python -m vtp.tracking ui --port %d", port, port + 1)
+        return 1
     quiet()
-    create_database(main)
-    if runs := variants(main):
-        log.info("variants side by side: %s", comparison(runs, port))
+    try:
+        create_database(main)
+        runs = variants(main)
+    except (OSError, sqlite3.Error) as error:
+        log.error("%s: %s", main / "mlflow.db", error)
+        return 1
+    address = comparison(runs, port) if runs else f"http://127.0.0.1:{port}"
+    log.info("%s: %s", f"{len(runs)} variants side by side" if runs else "no runs yet", address)
+    if _display():
+        subprocess.Popen([sys.executable, "-m", "vtp.tracking_ui", address, str(port)], start_new_session=True)
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # seven more processes, for features that nobody here uses
     os.chdir(main)
     where = ["--backend-store-uri", local_uri(main), "--default-artifact-root", (main / "mlartifacts").as_uri()]
     how = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     return os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", *where, *how])
+
+
+def open_when_up(address: str, port: int) -> None:
+    """Show `address` in the user's browser as soon as something answers at the port; give up after a minute."""
+    for _ in range(120):
+        if _answers(port):
+            webbrowser.open(address)
+            return
+        time.sleep(0.5)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _display() -> bool:
+    return sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+if __name__ == "__main__":
+    open_when_up(sys.argv[1], int(sys.argv[2]))
