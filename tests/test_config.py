@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from vtp import config, recipes
@@ -13,6 +15,7 @@ def test_the_committed_file_passes():
     assert params.sizes == params.model.sizes[params.model.size]
 
 
+@pytest.mark.trap
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -43,10 +46,25 @@ def test_a_bad_value_gives_one_line_that_names_it(override, words):
     assert "\n" not in str(caught.value)
 
 
-def test_numbers_in_exponent_form_are_floats():
+@pytest.mark.trap
+def test_numbers_in_exponent_form_are_floats(tmp_path):
     assert load(["pretrain.optimizer.rate=3e-4"]).pretrain.optimizer.rate == pytest.approx(3e-4)
+    file = tmp_path / "params.yaml"
+    file.write_text(re.sub(r"\brate: [\d.e-]+", "rate: 1e-3", (ROOT / "params.yaml").read_text()))
+    assert load(file=file).pretrain.optimizer.rate == 0.001  # which YAML alone reads as text
 
 
+@pytest.mark.trap
+def test_a_slip_in_the_file_is_named(tmp_path):
+    file = tmp_path / "params.yaml"
+    text = (ROOT / "params.yaml").read_text()
+    for wrong, words in (("stepz: 4", "did you mean steps?"), ("steps: 4.5", "must be a whole number"), ("steps: 1e3", "steps")):
+        file.write_text(re.sub(r"\bsteps: 440\b", wrong, text, count=1))
+        with pytest.raises(ConfigError, match=re.escape(words)):
+            load(file=file)
+
+
+@pytest.mark.trap
 def test_an_interpolation_is_refused(tmp_path):
     file = tmp_path / "params.yaml"
     file.write_text((ROOT / "params.yaml").read_text().replace("seed: 0", "seed: ${dit.steps}", 1))
@@ -54,6 +72,7 @@ def test_an_interpolation_is_refused(tmp_path):
         load(file=file)
 
 
+@pytest.mark.trap
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_applies_and_keeps_comments(name, tmp_path):
     file = tmp_path / "params.yaml"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sqlite3
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.clones import TINY, change, sh
+from tests.clones import TINY, change, environment, sh
+from vtp.config import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.trap]
 
 
 @pytest.fixture
@@ -77,6 +79,37 @@ def test_a_wrong_value_is_refused_in_readable_words(project, override, words):
     assert words in said
     assert "Traceback" not in said
     sh(project, "git", "checkout", "-q", "params.yaml")
+
+
+def test_what_dvc_lacks_is_said_as_the_documents_say(project, tmp_path):
+    """No commit, no environment, a module that git does not know: the messages that docs/experiments.md explains."""
+    bare = tmp_path / "bare"
+    for name in sh(project, "git", "ls-files").splitlines():
+        (bare / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(project / name, bare / name)
+    sh(bare, "git", "init", "-q", "-b", "main")
+    documented = (ROOT / "docs" / "experiments.md").read_text()
+    said = sh(bare, "dvc", "exp", "run", "prepare", ok=False)
+    assert "Empty git repo" in said
+    dvc = shutil.which("dvc", path=environment()["PATH"])
+    bin_only = tmp_path / "bin"
+    bin_only.mkdir()
+    for tool in ("sh", "bash", "git"):
+        (bin_only / tool).symlink_to(shutil.which(tool))
+    said = sh(bare, dvc, "repro", "prepare", ok=False, PATH=str(bin_only))
+    assert "python: command not found" in said
+    module, user = project / "vtp" / "data" / "made_up.py", project / "vtp" / "data" / "prepare.py"
+    text = user.read_text()
+    try:
+        module.write_text("")
+        user.write_text(text + "\nimport vtp.data.made_up  # noqa: E402\n")
+        said = sh(project, "dvc", "exp", "run", "--temp", "prepare", ok=False)
+        assert "No module named 'vtp.data.made_up'" in said
+    finally:
+        module.unlink()
+        user.write_text(text)
+    for words in ("Empty git repo", "python: command not found", "No module named"):
+        assert words in documented
 
 
 def test_a_second_machine_pulls_and_runs_nothing(project, tmp_path):

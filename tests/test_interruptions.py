@@ -65,7 +65,7 @@ def test_a_signal_saves_within_ten_seconds_and_leaves_with_status_75(project, st
 
 
 def test_a_stage_that_outlives_its_dvc_is_waited_for(project):
-    change(project, *TINY, "dit.steps=1500")
+    change(project, *TINY, "dit.steps=400")
     first = start(project, "dvc", "repro", "train_dit")
     wait_for(lambda: max(steps(project, "train_dit")) > 4)
     first.kill()  # DVC alone
@@ -73,7 +73,7 @@ def test_a_stage_that_outlives_its_dvc_is_waited_for(project):
     assert stages(processes(project)) == {"train_dit"}
     said = sh(project, "dvc", "repro", "train_dit")
     assert "is held by process" in said
-    assert "going on from step 1500" in said  # the orphan trained to its end, and nobody beside it
+    assert "going on from step 400" in said  # the orphan trained to its end, and nobody beside it
     assert "Running stage" not in sh(project, "dvc", "repro", "train_dit")
 
 
@@ -109,9 +109,8 @@ def test_another_size_is_another_model_and_the_first_comes_back_from_the_cache(p
 
 def test_forced_stages_change_nothing_and_a_stale_dvc_root_leads_nowhere_else(project, tmp_path):
     elsewhere = tmp_path / "elsewhere"
-    for _ in range(2):
-        said = sh(project, "dvc", "repro", "-f", "-s", "prepare", "sample", "report", DVC_ROOT=str(elsewhere))
-        assert said.count("Running stage") == 3
-        assert sh(project, "git", "status", "--porcelain") == ""
+    said = sh(project, "dvc", "repro", "-f", "-s", "prepare", "sample", "report", DVC_ROOT=str(elsewhere))
+    assert said.count("Running stage") == 3
+    assert sh(project, "git", "status", "--porcelain") == ""
     assert not elsewhere.exists()
     assert "Running stage" not in sh(project, "dvc", "repro")
