@@ -29,6 +29,17 @@ from vtp.tasks.dit import TrainDit
 log = logging.getLogger(__name__)
 
 CUDA = torch.backends.cuda
+TRAINED = {
+    "W3-xl": (("default", False, False), ("cudnn", False, False), ("cudnn", True, False), ("cudnn", True, True)),
+    "W3-b": (("default", False, False), ("cudnn", True, True)),
+}
+"""Attention, whether the residual stream is narrow, whether the ends are compiled."""
+USED = {
+    "W4-encode": (("default", False, 1), ("cudnn", False, 1)),
+    "W4-decode": (("default", False, 1), ("cudnn", False, 1)),
+    "sample": (("default", False, 1), ("cudnn", False, 1), ("cudnn", True, 1)),
+}
+"""Attention, whether the whole network is compiled (sampling: whether the residual stream is narrow), batches at once."""
 
 
 @contextmanager
@@ -85,13 +96,7 @@ def train_variants(name: str, tiny: bool, device: torch.device) -> list[str]:
     task.model.zero_grad()
     table = []
     step: Callable[[], object] = lambda: None  # noqa: E731
-    for kind, narrow, ends in (
-        ("default", False, False),
-        ("flash", False, False),
-        ("cudnn", False, False),
-        ("cudnn", True, False),
-        ("cudnn", True, True),
-    ):
+    for kind, narrow, ends in TRAINED[name]:
         label = f"{name} {kind} residual={'bf16' if narrow else 'fp32'}{' ends compiled' if ends else ''}"
         begun = time.monotonic()
         try:
@@ -126,12 +131,10 @@ def use_variants(name: str, tiny: bool, device: torch.device) -> list[str]:
     if name == "sample":
         options, rows = (dit.TINY[0], 4) if tiny else (dit.XL, 128)
         given = dit.random_batch(options, rows, device)
-        variants = [("default", False, 1), ("flash", False, 1), ("cudnn", False, 1), ("cudnn", True, 1)]
     else:
         shape, rows = (tokenizer.TINY, 4) if tiny else (tokenizer.LARGE, 128)
-        variants = [("default", False, 1), ("flash", False, 1), ("cudnn", False, 1), ("cudnn", True, 1), ("cudnn", False, 2)]
     work: Callable[[], Tensor]
-    for kind, other, times in variants:
+    for kind, other, times in USED[name]:
         what = "" if not other else "bf16 residual" if name == "sample" else "whole compiled"
         label = f"{name} {kind} {what} batch {rows * times}"
         begun = time.monotonic()
@@ -158,7 +161,7 @@ def use_variants(name: str, tiny: bool, device: torch.device) -> list[str]:
             line = f"{label}: failed, {type(e).__name__}: {str(e)[:200]}"
         table.append(f"{line} [{time.monotonic() - begun:.0f} s]")
         log.info("%s", table[-1])
-        if device.type == "cuda" and (kind, other, times) == ("cudnn", False, 1):
+        if device.type == "cuda" and (kind, other, times) == USED[name][1]:
             with torch.inference_mode(), autocast(device), attention(kind):
                 kernels(work)
     return table
@@ -166,7 +169,7 @@ def use_variants(name: str, tiny: bool, device: torch.device) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("works", nargs="+", choices=[*dit.WORKS, *tokenizer.WORKS, "sample"])
+    parser.add_argument("works", nargs="+", choices=[*TRAINED, *USED])
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
