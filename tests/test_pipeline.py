@@ -76,6 +76,13 @@ def test_the_pipeline_from_nothing_to_a_report(project):
     assert (project / "dvc.lock").read_text() == lock
 
 
+def test_solvers_are_compared_on_the_trained_transformer(project):
+    repro(project)
+    few = ("--samples", "64", "--batch", "64", "--budgets", "2", "--minutes", "0.2", "--out", "compared")
+    assert "| euler | 3 | 2 |" in sh(project, sys.executable, "-m", "benchmarks.solvers", *few)
+    assert (project / "compared" / "cpu" / "solvers.png").is_file()
+
+
 def test_a_wrong_override_is_one_line(project):
     said = sh(project, sys.executable, "-m", "stages.prepare", "pretrain.steps=ten", ok=False)
     assert "pretrain.steps must be a whole number, not 'ten'" in said

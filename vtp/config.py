@@ -222,11 +222,14 @@ class DitParams:
     optimizer: OptimizerParams
 
 
+Solver = Literal["euler", "heun", "midpoint", "heun3", "adams2", "adams3", "dpmpp2m", "dopri5"]
+
+
 @dataclass(frozen=True)
 class SampleParams:
     samples: Count
     batch: Count
-    solver: Literal["euler", "heun", "midpoint", "heun3", "adams2", "adams3", "dpmpp2m", "dopri5"]
+    solver: Solver
     points: Annotated[int, Range(least=2)]
     shift: Positive
     guidance_scale: Weight
