@@ -21,7 +21,8 @@ from vtp.engine.checkpoint import State
 from vtp.engine.loop import autocast, update
 from vtp.engine.optim import average, optimizers
 from vtp.engine.parallel import compile_blocks
-from vtp.models.dit import DiT, DitOptions
+from vtp.models.dit import DiT
+from vtp.models.dit_blocks import DitOptions
 from vtp.seeding import Draws, generator
 from vtp.tasks.base import Backward, Batch
 from vtp.tasks.dit import TrainDit

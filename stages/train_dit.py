@@ -12,7 +12,8 @@ def main(params: Params) -> None:
         from vtp.artifacts import read_manifest
         from vtp.data.latents import LatentBatches, LatentStore, save_statistics
         from vtp.engine.session import start, train
-        from vtp.models.dit import DiT, DitOptions
+        from vtp.models.dit import DiT
+        from vtp.models.dit_blocks import DitOptions
         from vtp.reporting.curves import write_csv
         from vtp.seeding import generator
         from vtp.tasks.dit import TrainDit

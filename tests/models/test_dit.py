@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from vtp.artifacts import write_manifest
-from vtp.models.dit import DiT, DitOptions
+from vtp.models.dit import DiT
+from vtp.models.dit_blocks import DitOptions
 from vtp.seeding import generator
 
 SMALL = DitOptions(

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from tests.models.test_dit import SMALL
 from vtp.config import ROOT
-from vtp.models.dit import DiT, DitOptions
+from vtp.models.dit import DiT
+from vtp.models.dit_blocks import DitOptions
 from vtp.models.lightningdit import SIZES, infer_options, load_checkpoint, open_dit, save_checkpoint, size_name
 from vtp.seeding import generator
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from tests.oracles.conftest import FOLDER, Compare
 from tests.oracles.published_dit import NAMES, reference, settings
-from vtp.models.dit import DiT, hidden_width
+from vtp.models.dit import DiT
+from vtp.models.dit_blocks import hidden_width
 from vtp.models.lightningdit import constructor_arguments
 from vtp.sampling import guided
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from vtp.config import Params, load
 from vtp.models.discriminator import PatchDiscriminator
-from vtp.models.dit import DiT, DitOptions
+from vtp.models.dit import DiT
+from vtp.models.dit_blocks import DitOptions
 from vtp.models.tokenizer import VisualTokenizer
 from vtp.seeding import generator
 from vtp.tasks.base import Task

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from vtp.artifacts import aside, load_pickled
-from vtp.models.dit import DiT, DitOptions, hidden_width, listed
+from vtp.models.dit import DiT, listed
+from vtp.models.dit_blocks import DitOptions, hidden_width
 
 log = logging.getLogger(__name__)
 
