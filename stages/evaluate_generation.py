@@ -23,7 +23,7 @@ def main(params: Params) -> None:
 
         device = start(params.run)
         p = params.evaluate
-        data = Prepared.open(ROOT / "data" / "prepare")
+        data = Prepared.open(ROOT / "data" / "prepare", run.work / "undecodable.txt")
         tokenizer = VisualTokenizer.from_pretrained(ROOT / "data" / "finetune_decoder")
         put_to_work(tokenizer, device, compiled=params.run.compile)
         decode = same_shape(tokenizer.decode, p.batch, compiled=params.run.compile)

@@ -19,7 +19,7 @@ def main(params: Params) -> None:
         from vtp.reporting.pictures import labelled_rows, save_png
 
         device = start(params.run)
-        data = Prepared.open(ROOT / "data" / "prepare")
+        data = Prepared.open(ROOT / "data" / "prepare", run.work / "undecodable.txt")
         before = VisualTokenizer.from_pretrained(ROOT / "data" / "pretrain").to(device)
         after = VisualTokenizer.from_pretrained(ROOT / "data" / "finetune_decoder").to(device)
         describe = evaluation.describer(params.evaluate.features, ROOT / "data" / "train_metric_network", device)

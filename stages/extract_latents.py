@@ -23,7 +23,7 @@ def main(params: Params) -> None:
         from vtp.models.tokenizer import VisualTokenizer
 
         device = start(params.run)
-        data = Prepared.open(ROOT / "data" / "prepare")
+        data = Prepared.open(ROOT / "data" / "prepare", run.work / "undecodable.txt")
         tokenizer = VisualTokenizer.from_pretrained(ROOT / "data" / "pretrain")
         put_to_work(tokenizer, device, compiled=params.run.compile)
         encode = same_shape(tokenizer.encode, params.latents.batch, compiled=params.run.compile)

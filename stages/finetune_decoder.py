@@ -22,7 +22,7 @@ def main(params: Params) -> None:
 
         device = start(params.run)
         options = params.finetune_decoder
-        data = Prepared.open(ROOT / "data" / "prepare")
+        data = Prepared.open(ROOT / "data" / "prepare", run.work / "undecodable.txt")
         tokenizer = VisualTokenizer.from_pretrained(ROOT / "data" / "pretrain")
         before = tensors_digest(frozen_part(tokenizer.state_dict()))
         task = FinetuneDecoder(

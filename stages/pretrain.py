@@ -19,7 +19,7 @@ def main(params: Params) -> None:
         from vtp.tasks.pretrain import Pretrain
 
         device = start(params.run)
-        data = Prepared.open(ROOT / "data" / "prepare")
+        data = Prepared.open(ROOT / "data" / "prepare", run.work / "undecodable.txt")
         tokenizer = VisualTokenizer(options(params))
         tokenizer.init_weights(generator(params.seed, "tokenizer"))
         task = Pretrain(

@@ -32,7 +32,7 @@ def main(params: Params) -> None:
             for name in ("prepare", "pretrain", "metric_network", "finetune_decoder", "latents", "dit", "tokenizer", "generation")
         }
         summary = {"objective": params.pretrain.objective, **numbers["tokenizer"], **numbers["generation"]}
-        data = Prepared.open(ROOT / "data" / "prepare")
+        data = Prepared.open(ROOT / "data" / "prepare", run.work / "undecodable.txt")
         pictures = reports / "pictures"
         shown = torch.arange(32) * len(data.train) // 32
         save_png(

@@ -18,7 +18,7 @@ def main(params: Params) -> None:
 
         device = start(params.run)
         options = params.evaluate.metric_network
-        data = Prepared.open(ROOT / "data" / "prepare")
+        data = Prepared.open(ROOT / "data" / "prepare", run.work / "undecodable.txt")
         network = MetricNetwork(options.model, num_classes=data.num_classes, image_size=params.data.image_size, seed=params.seed)
         task = TrainMetricNetwork(options, network, image_size=params.data.image_size, microbatch=params.run.microbatch)
         batches = Batches(data.train, batch=options.batch, seed=params.seed, workers=params.run.workers)

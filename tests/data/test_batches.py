@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import multiprocessing
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from vtp import dist
+from vtp.data import batches
 from vtp.data.batches import Batches
 from vtp.data.order import Order
-from vtp.data.shards import Split
+from vtp.data.shards import Split, tar_name
 
 
 def collect(prepared: Path, start: int, stop: int, *, seed: int = 5, workers: int = 0) -> list[dict[str, torch.Tensor]]:
-    return list(Batches(Split.open(prepared, "train"), batch=4, seed=seed, workers=workers, shards_per_window=2)(start, stop))
+    return list(Batches(Split(prepared, "train"), batch=4, seed=seed, workers=workers, shards_per_window=2)(start, stop))
 
 
 def equal(one: list[dict[str, torch.Tensor]], other: list[dict[str, torch.Tensor]]) -> bool:
@@ -21,7 +25,7 @@ def equal(one: list[dict[str, torch.Tensor]], other: list[dict[str, torch.Tensor
 
 
 def test_steps_follow_the_order(prepared: Path) -> None:
-    split = Split.open(prepared, "train")
+    split = Split(prepared, "train")
     positions = Order(split.shard_lengths, seed=5, window=2).positions(0, 48).view(12, 4)
     for batch, samples in zip(collect(prepared, 0, 12), positions, strict=True):
         assert torch.equal(batch["labels"], split.labels[samples])
@@ -55,3 +59,37 @@ def test_ranks_share_the_global_batch(prepared: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(dist, "world", lambda: 3)
     with pytest.raises(ValueError, match="batch=4 does not divide over 3 ranks"):
         collect(prepared, 0, 1)
+
+
+def test_a_batch_divided_among_loading_processes_is_the_undivided_one(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "PIECE", 1)
+    split = Split(prepared, "train")
+
+    def of(workers: int) -> list[dict[str, torch.Tensor]]:
+        return list(Batches(split, batch=4, seed=5, workers=workers, shards_per_window=2)(1, 6))
+
+    assert Batches(split, batch=4, seed=5, workers=2).pieces == 2
+    assert equal(of(2), of(0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_in_a_loading_process_is_one_line(prepared: Path, tmp_path: Path, workers: int) -> None:
+    folder = tmp_path / "prepare"
+    shutil.copytree(prepared, folder)
+    split = Split(folder, "train")
+    (folder / tar_name("train", 2)).unlink()
+    with pytest.raises(ValueError, match=r"train-00002\.tar is gone since .*") as caught:
+        list(Batches(split, batch=4, seed=5, workers=workers)(0, 5))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_stream_can_be_left_in_the_middle(prepared: Path) -> None:
+    before = set(multiprocessing.active_children())
+    stream = Batches(Split(prepared, "train"), batch=4, seed=5, workers=1)(0, 1000)
+    next(stream)
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+    assert set(multiprocessing.active_children()) > before
+    stream.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+    del stream
+    assert set(multiprocessing.active_children()) <= before

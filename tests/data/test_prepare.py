@@ -142,7 +142,7 @@ def test_a_folder_of_an_earlier_run_is_replaced(tmp_path: Path) -> None:
 
 def test_statistics_describe_what_is_kept(prepared: Path) -> None:
     facts = load_json(prepared / "statistics.json")
-    train = Split.open(prepared, "train")
+    train = Split(prepared, "train")
     images = torch.stack([train.image(i) for i in range(len(train))]).double() / 255
     assert facts["channel_mean"] == pytest.approx(images.mean((0, 2, 3)).tolist(), abs=1e-6)
     assert facts["channel_std"] == pytest.approx(images.std((0, 2, 3), correction=0).tolist(), abs=1e-6)

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from tests.data.stub import CLASSES, good_row, pixels
+from vtp.artifacts import load_tensors
 from vtp.data import shards
 from vtp.data.captions import tokenize
-from vtp.data.shards import Prepared, Split, tar_name, write_shard
+from vtp.data.shards import Prepared, Split, index_name, tar_name, write_shard
 
 KEPT = [i for i in range(20) if i != 7]
 
@@ -35,7 +36,7 @@ def test_every_sample_comes_back_by_number(prepared: Path) -> None:
 
 
 def test_rows_gather_what_single_reads_give(prepared: Path) -> None:
-    split = Split.open(prepared, "train")
+    split = Split(prepared, "train")
     batch = split.rows(torch.tensor([18, 0, 7, 7]))
     assert {name: (tuple(value.shape), value.dtype) for name, value in batch.items()} == {
         "images": ((4, 3, 16, 16), torch.uint8),
@@ -70,39 +71,74 @@ def test_offsets_point_at_the_image_bytes(tmp_path: Path) -> None:
 
 
 def test_a_split_pickles_small_and_reads_on(prepared: Path) -> None:
-    split = Split.open(prepared, "train")
+    split = Split(prepared, "train")
     split.image(3)
     text = pickle.dumps(split)
     assert len(text) < 1000
     assert torch.equal(pickle.loads(text).image(3), split.image(3))
 
 
-def test_few_tars_stay_open(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "OPEN_FILES", 2)
-    split, fresh = Split.open(prepared, "train"), Split.open(prepared, "train")
+def test_few_shards_stay_open_and_only_those_asked_for(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "OPEN_SHARDS", 2)
+    split, fresh = Split(prepared, "train"), Split(prepared, "train")
     order = [0, 18, 6, 12, 1, 17, 7, 13]
     assert all(torch.equal(split.image(i), fresh.image(i)) for i in order)
-    assert len(split._files) == 2
+    assert len(split._open) == 2
+    one = Split(prepared, "train")
+    one.rows(torch.tensor([7, 6]))
+    assert set(one._open) == {1}
 
 
-@pytest.mark.parametrize("damage", ["overwritten", "cut", "gone"])
-def test_damage_names_shard_and_key(prepared: Path, tmp_path: Path, damage: str) -> None:
+def damaged(prepared: Path, folder: Path, *places: int) -> Path:
+    """A copy of the prepared data in which these samples' bytes are overwritten."""
+    shutil.copytree(prepared, folder)
+    lengths = Split(folder, "train").shard_lengths
+    for place in places:
+        shard = next(i for i in range(len(lengths)) if place < sum(lengths[: i + 1]))
+        offset = load_tensors(folder / index_name("train", shard))["offset"][place - sum(lengths[:shard])]
+        with (folder / tar_name("train", shard)).open("r+b") as tar:
+            tar.seek(int(offset))
+            tar.write(b"\0" * 60)
+    return folder
+
+
+def test_the_next_good_picture_of_its_shard_stands_in_and_is_listed_once(
+    prepared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = damaged(prepared, tmp_path / "prepare", 8, 9, 18)  # the second shard holds 6 to 10, the last 17 and 18
+    notes = tmp_path / "run" / "undecodable.txt"
+    whole, split = Split(prepared, "train"), Split(folder, "train", notes)
+    for _ in range(2):
+        made, expected = split.rows(torch.tensor([8, 9, 7, 18])), whole.rows(torch.tensor([10, 10, 7, 17]))
+        assert all(torch.equal(made[name], expected[name]) for name in expected)
+    assert [line.split("\t") for line in notes.read_text().splitlines()] == [
+        ["train-00001.tar", "train_9"],
+        ["train-00001.tar", "train_10"],
+        ["train-00003.tar", "train_19"],
+    ]
+    assert len(caplog.records) == 3
+    assert "picture train_9 cannot be decoded (" in caplog.text
+    assert torch.equal(Split(folder, "train").image(8), whole.image(10))
+
+
+def test_a_shard_with_nothing_good_left_is_an_error(prepared: Path, tmp_path: Path) -> None:
+    folder = damaged(prepared, tmp_path / "prepare", 17, 18)
+    with pytest.raises(ValueError, match=r"train-00003\.tar: none of its 2 pictures can be decoded"):
+        Split(folder, "train").image(17)
+
+
+def test_a_shard_that_is_cut_or_gone_is_named(prepared: Path, tmp_path: Path) -> None:
     folder = tmp_path / "prepare"
     shutil.copytree(prepared, folder)
-    file = folder / tar_name("train", 1)
-    split = Split.open(folder, "train")
-    place, offset = 8, int(split._index["offset"][8])
-    if damage == "overwritten":
-        with file.open("r+b") as tar:
-            tar.seek(offset)
-            tar.write(b"\0" * 100)
-    elif damage == "cut":
-        with file.open("r+b") as tar:
-            tar.truncate(offset + 50)
-    else:
-        file.unlink()
-    with pytest.raises(ValueError, match=r"train-00001.tar: picture train_9 cannot be read"):
-        split.image(place)
+    file, split = folder / tar_name("train", 1), Split(folder, "train")
+    size = file.stat().st_size
+    with file.open("r+b") as tar:
+        tar.truncate(size - 1024)
+    with pytest.raises(ValueError, match=rf"train-00001\.tar has not the {size} bytes with which"):
+        split.image(8)
+    file.unlink()
+    with pytest.raises(ValueError, match=r"train-00001\.tar is gone since .* was made"):
+        split.image(8)
     split.image(0)
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -11,9 +15,24 @@ from vtp import dist, seeding, stopping
 from vtp.data.order import Order
 from vtp.data.shards import Split
 
+Batch = dict[str, Tensor]
+
+PIECE = 64
+"""Pictures below which a batch is not worth dividing among loading processes."""
+
+AHEAD = 2
+"""Batches put together in the background while one is used."""
+
+PREFETCH = 4
+"""Pieces that each loading process works ahead."""
+
 
 class Batches:
     """This rank's rows of the global batch of each step.
+
+    Loading processes start once and serve all epochs. They share the work of a batch, so that the first one is there soon and
+    what is loaded ahead does not grow with their number. On a GPU batches lie in pinned memory, so that copies need not be
+    waited for.
 
     Args:
         split: the samples.
@@ -29,31 +48,77 @@ class Batches:
     ) -> None:
         self.seed, self.workers = seed, workers
         # The slice is fixed here, since a loading process may know nothing of ranks.
-        self.steps = _Steps(split, Order(split.shard_lengths, seed, shards_per_window, fraction), batch, dist.rows(batch))
+        rows = dist.rows(batch)
+        self.pieces = max(1, min(workers, (rows.stop - rows.start) // PIECE))
+        order = Order(split.shard_lengths, seed, shards_per_window, fraction)
+        self.source = _Pieces(split, order, batch, rows, self.pieces)
 
-    def __call__(self, start: int, stop: int) -> Iterator[dict[str, Tensor]]:
-        """Batches of steps [start, stop): images (b, 3, S, S) uint8, tokens (b, L) int64, labels (b) int64; b = batch / ranks."""
+    def __call__(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches of steps [start, stop): images (b, 3, S, S) uint8, tokens (b, L) int64, labels (b) int64; b = batch / ranks.
+
+        Raises:
+            ValueError: a shard is gone, or has changed since it was prepared.
+        """
         loader = DataLoader(
-            self.steps,
+            self.source,
             batch_size=None,
-            sampler=range(start, stop),
+            sampler=range(start * self.pieces, stop * self.pieces),
             num_workers=self.workers,
             worker_init_fn=_begin,
-            prefetch_factor=4 if self.workers else None,
+            prefetch_factor=PREFETCH if self.workers else None,
             generator=seeding.generator(self.seed, "loader"),  # otherwise it would draw from the global one
         )
-        return iter(loader)
+        pieces = iter(loader)
+        batches = (_join(list(islice(pieces, self.pieces))) for _ in range(start, stop))
+        return _ahead(batches) if self.workers else batches
+
+
+class _Pieces(Dataset):
+    """Piece i is part i % pieces of step i // pieces. Errors are handed over, as a process would wrap them in its traceback."""
+
+    def __init__(self, split: Split, order: Order, batch: int, rows: slice, pieces: int) -> None:
+        self.split, self.order, self.batch, self.rows, self.pieces = split, order, batch, rows, pieces
+
+    def __getitem__(self, number: int) -> Batch | ValueError:
+        step, piece = divmod(number, self.pieces)
+        count = self.rows.stop - self.rows.start
+        first = step * self.batch + self.rows.start
+        start, stop = (first + count * part // self.pieces for part in (piece, piece + 1))
+        try:
+            return self.split.rows(self.order.positions(start, stop), self.split.store_size)
+        except ValueError as error:
+            return error
 
 
 def _begin(worker: int) -> None:
     stopping.ignore()
 
 
-class _Steps(Dataset):
-    def __init__(self, split: Split, order: Order, batch: int, rows: slice) -> None:
-        self.split, self.order, self.batch, self.rows = split, order, batch, rows
+def _join(pieces: list[Batch | ValueError]) -> Batch:
+    """One batch of its pieces, pinned where there is a GPU at work."""
+    parts: list[Batch] = []
+    for piece in pieces:
+        if isinstance(piece, ValueError):
+            raise piece
+        parts.append(piece)
+    pinned = torch.cuda.is_initialized()
+    if len(parts) == 1 and not pinned:
+        return parts[0]
+    joined = {}
+    for name, first in parts[0].items():
+        rows = sum(len(part[name]) for part in parts)
+        joined[name] = torch.empty(rows, *first.shape[1:], dtype=first.dtype, pin_memory=pinned)
+        torch.cat([part[name] for part in parts], out=joined[name])
+    return joined
 
-    def __getitem__(self, step: int) -> dict[str, Tensor]:
-        first = step * self.batch
-        samples = self.order.positions(first + self.rows.start, first + self.rows.stop)
-        return self.split.rows(samples)
+
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, put together by a thread before they are asked for."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+    try:
+        waiting = deque(thread.submit(next, batches, None) for _ in range(AHEAD))
+        while (batch := waiting.popleft().result()) is not None:
+            waiting.append(thread.submit(next, batches, None))
+            yield batch
+    finally:
+        thread.shutdown(cancel_futures=True)

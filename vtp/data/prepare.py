@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,14 @@ import torch
 from vtp.artifacts import folder_aside, save_json, save_tensors, write_manifest
 from vtp.config import DataParams
 from vtp.data import captions, contract, pictures
-from vtp.data.shards import SPLITS, ClassInfo, tar_name, write_shard
+from vtp.data.shards import SPLITS, ClassInfo, Tar, index_name, tar_name, write_shard
 from vtp.data.sources import Row, Source, open_source
 
 if TYPE_CHECKING:
     import pandas as pd
+
+INDEX = {"offset": np.int64, "length": np.int32, "label": np.int32, "height": np.int32, "width": np.int32}
+"""Columns of a shard's index beside the caption ids."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Shard:
     """What a worker reports of the shard it wrote.
 
     Attributes:
-        rows: key, caption, label, class_name, factor columns, offset, length, image_hash; indexed by row number in the split.
+        rows: key, caption, label, class_name, factor columns, offset, length, height, width, image_hash; indexed by row number in
+            the split.
         bad: row number -> reasons; `bad_keys` their keys.
         histogram: (3, 256) int64, pixels of the pictures per channel and grey level.
         tokens: caption ids, (n, L) int32, once the parent has made them.
@@ -107,8 +112,8 @@ def prepare_source(folder: Path, source: Source, data: DataParams, workers: int 
         _write_quarantine(aside, shards)
         save_json(aside / "classes.json", [asdict(entry) for entry in classes])
         save_json(aside / "statistics.json", facts)
-        about = {"source": data.source, "image_size": data.image_size, "context_length": data.context_length}
-        write_manifest(aside, {**about, "num_classes": len(classes)})
+        about = {"source": data.source, "image_size": data.image_size, "store_size": data.image_size}
+        write_manifest(aside, {**about, "context_length": data.context_length, "num_classes": len(classes)})
     return facts
 
 
@@ -136,6 +141,7 @@ def make_shard(work: Work, job: Job) -> Shard:
     for name in sorted({name for row, _ in kept for name in row.factors}):
         table[name] = [row.factors.get(name) for row, _ in kept]
     table["offset"], table["length"] = np.array(offsets, dtype=np.int64), np.array(lengths, dtype=np.int32)
+    table["height"] = table["width"] = np.int32(work.image_size)
     table["image_hash"] = pd.array([hashlib.sha256(picture.pixels).hexdigest() for _, picture in kept], dtype="string")
     histogram = sum((picture.histogram for _, picture in kept), np.zeros((3, 256), dtype=np.int64))
     return Shard(job, table, bad, {number: rows[number - job.start].key for number in bad}, histogram)
@@ -261,13 +267,27 @@ def _write_split(folder: Path, split: str, shards: list[Shard]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = _rows(shards, split)
-    index = {name: torch.from_numpy(rows[name].to_numpy(copy=True)) for name in ("shard", "offset", "length")}
-    index["label"] = torch.from_numpy(rows["label"].to_numpy().astype(np.int32))
-    index["tokens"] = torch.cat([s.tokens for s in shards if s.job.split == split and s.tokens is not None])
-    save_tensors(folder / f"{split}.index.safetensors", index)
-    table = pa.Table.from_pandas(rows.drop(columns=["shard", "offset", "length", "image_hash"]), preserve_index=False)
-    pq.write_table(table.replace_schema_metadata(None), folder / f"{split}.rows.parquet")
+    mine = [shard for shard in shards if shard.job.split == split]
+    entries = []
+    for shard in mine:
+        name = tar_name(split, shard.job.number)
+        save_tensors(folder / index_name(split, shard.job.number), _index(shard))
+        entries.append(Tar(name, len(shard.rows), (folder / name).stat().st_size))
+    save_json(folder / f"{split}.shards.json", [asdict(entry) for entry in entries])
+    numbers = [name for name, kind in INDEX.items() if name != "label"]
+    rows = _rows(shards, split).drop(columns=["shard", "image_hash", *numbers])
+    table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
+    with pq.ParquetWriter(folder / f"{split}.rows.parquet", table.schema) as writer:
+        for start, shard in zip(accumulate((len(shard.rows) for shard in mine), initial=0), mine, strict=False):
+            if len(shard.rows):
+                writer.write_table(table.slice(start, len(shard.rows)), row_group_size=len(shard.rows))
+
+
+def _index(shard: Shard) -> dict[str, torch.Tensor]:
+    """Where a shard's samples are and what is needed of them for training."""
+    assert shard.tokens is not None
+    index = {name: torch.from_numpy(shard.rows[name].to_numpy().astype(kind)) for name, kind in INDEX.items()}
+    return index | {"tokens": shard.tokens}
 
 
 def _write_quarantine(folder: Path, shards: list[Shard]) -> None:

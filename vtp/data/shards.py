@@ -1,13 +1,18 @@
 """Prepared pictures in tar files (the layout of WebDataset) with an index of byte ranges, so that any sample is one read away.
 
-A split is `{split}-{i:05d}.tar`, two members a sample (`{key}.png` or `.jpg`, then `{key}.json`), `{split}.index.safetensors` and
-`{split}.rows.parquet`. Samples are numbered through the tars in order.
+A split has, for each shard i, `{split}-{i:05d}.tar`, two members a sample (`{key}.png` or `.jpg`, then `{key}.json`), and
+`{split}-{i:05d}.index.safetensors`: offset (bytes, int64), length (bytes, int32), height and width (pixels, int32), label (int32,
+-1 for none) and tokens (n, L) int32 of its samples. `{split}.shards.json` lists the shards (see `Tar`): a tar may lie elsewhere.
+`{split}.rows.parquet` holds keys, captions and what else is known in words, a row group for each shard that has samples. Samples
+are numbered through the shards in order.
 """
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
+import logging
 import os
 import tarfile
 import weakref
@@ -15,20 +20,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vtp.artifacts import MANIFEST, load_json, load_tensors, read_manifest
+from vtp.data.decode import square
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation")
 HEADER = 512
 """Bytes of a tar member's header in the USTAR format, which every name that the contract lets pass fits."""
-OPEN_FILES = 64
-"""Tars that one process keeps open; a window of shards is far smaller, and the usual limit of a process is 1024."""
+OPEN_SHARDS = 64
+"""Shards that one process keeps open; a window of shards is far smaller, and the usual limit of a process is 1024 files."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,11 @@ class ClassInfo:
 def tar_name(split: str, shard: int) -> str:
     """File name of a shard."""
     return f"{split}-{shard:05d}.tar"
+
+
+def index_name(split: str, shard: int) -> str:
+    """File name of a shard's index."""
+    return f"{split}-{shard:05d}.index.safetensors"
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, str, bytes, dict[str, Any]]]) -> tuple[list[int], list[int]]:
@@ -65,95 +77,180 @@ def write_shard(path: Path, samples: Iterable[tuple[str, str, bytes, dict[str, A
     return offsets, lengths
 
 
+@dataclass(frozen=True)
+class Tar:
+    """A shard: its tar (a path, relative to the folder of the prepared data, or a URL), good samples, size in bytes if known."""
+
+    tar: str
+    samples: int
+    bytes: int | None
+
+
+class _Open(NamedTuple):
+    """A shard at hand: its tar's descriptor, and its index mapped into memory, so that processes share its pages."""
+
+    file: int
+    columns: dict[str, np.ndarray]
+
+
 class Split:
     """Samples of one split, read from disk as they are asked for. Cheap to hand to other processes: they open it anew.
 
+    A picture that cannot be decoded keeps its place: the next good one of its shard, with its caption and label, stands in,
+    the same one wherever and whenever it is asked for. It is logged once, and listed in `notes`.
+
     Attributes:
-        labels: (n) int64.
         shard_lengths: samples in each shard.
+        image_size: side in pixels of the squares that models see.
+        store_size: side of the squares that training batches hold, from which views are cropped.
     """
 
-    def __init__(self, folder: Path, name: str, image_size: int, index: dict[str, Tensor]) -> None:
-        self.folder, self.name, self.image_size, self._index = folder, name, image_size, index
-        self.labels = index["label"].to(torch.int64)
-        self.shard_lengths: list[int] = torch.bincount(index["shard"]).tolist()
-        self._places = [index[name].numpy() for name in ("shard", "offset", "length")]
-        self._files: dict[int, int] = {}
-        weakref.finalize(self, _close, self._files)
-
-    @classmethod
-    def open(cls, folder: Path, split: str) -> Split:
-        """The split `split` of a folder of prepared data."""
-        size = load_json(folder / MANIFEST)["image_size"]
-        return cls(folder, split, size, load_tensors(folder / f"{split}.index.safetensors"))
+    def __init__(self, folder: Path, name: str, notes: Path | None = None) -> None:
+        self.folder, self.name, self.notes = folder, name, notes
+        manifest = load_json(folder / MANIFEST)
+        self.image_size: int = manifest["image_size"]
+        self.store_size: int = manifest["store_size"]
+        self.tars = [Tar(**entry) for entry in load_json(folder / f"{name}.shards.json")]
+        self.shard_lengths = [entry.samples for entry in self.tars]
+        self._first = np.cumsum([0, *self.shard_lengths])
+        self._open: dict[int, _Open] = {}
+        weakref.finalize(self, _close, self._open)
 
     def __reduce__(self) -> tuple:
-        return Split.open, (self.folder, self.name)
+        return Split, (self.folder, self.name, self.notes)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return int(self._first[-1])
 
-    @property
+    @cached_property
+    def labels(self) -> Tensor:
+        """(n) int64."""
+        return self._all("label")
+
+    @cached_property
     def tokens(self) -> Tensor:
         """Caption ids: (n, L) int64."""
-        return self._index["tokens"].to(torch.int64)
+        return self._all("tokens")
 
     def caption(self, i: int) -> str:
         """Caption `i`, as written."""
-        return self._captions[i].as_py()
+        return self._text(*self._place(i), "caption")
 
     def image(self, i: int) -> Tensor:
-        """Picture `i`: (3, S, S) uint8."""
-        return torch.from_numpy(self._pixels(i)).permute(2, 0, 1).contiguous()
+        """Picture `i`: (3, S, S) uint8, S = `image_size`."""
+        return self.rows(torch.tensor([i]))["images"][0]
 
-    def rows(self, samples: Tensor) -> dict[str, Tensor]:
-        """Samples (b) int64 as a batch: images (b, 3, S, S) uint8, tokens (b, L) int64, labels (b) int64."""
-        pictures = np.empty((len(samples), self.image_size, self.image_size, 3), dtype=np.uint8)
+    def rows(self, samples: Tensor, side: int | None = None) -> dict[str, Tensor]:
+        """Samples (b) int64 as a batch: images (b, 3, S, S) uint8, tokens (b, L) int64, labels (b) int64.
+
+        Args:
+            side: S, of the squares cut from the middle of the pictures; None: `image_size`.
+
+        Raises:
+            ValueError: a shard is gone or has changed, or nothing in it can be decoded.
+        """
+        size = side or self.image_size
+        images = torch.empty(len(samples), 3, size, size, dtype=torch.uint8)
+        tokens, labels = [], []
         for row, sample in enumerate(samples.tolist()):
-            pictures[row] = self._pixels(sample)
+            shard, place = self._place(sample)
+            place = self._decode(shard, place, images[row])
+            columns = self._at_hand(shard).columns
+            tokens.append(columns["tokens"][place])
+            labels.append(columns["label"][place])
         return {
-            "images": torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(),
-            "tokens": self._index["tokens"][samples].to(torch.int64),
-            "labels": self.labels[samples],
+            "images": images,
+            "tokens": torch.from_numpy(np.array(tokens, dtype=np.int64)),
+            "labels": torch.from_numpy(np.array(labels, dtype=np.int64)),
         }
 
-    def _pixels(self, i: int) -> np.ndarray:
-        shard, offset, length = (int(column[i]) for column in self._places)
-        try:
-            data = os.pread(self._file(shard), length, offset)
-            if len(data) != length:
-                raise OSError(f"the file ends {length - len(data)} bytes early")
-            image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
-            pixels = np.array(image)
-            if pixels.shape != (self.image_size, self.image_size, 3):
-                raise OSError(f"shape {pixels.shape}")
-        except Exception as error:  # decoders of corrupt bytes raise nearly anything
-            raise ValueError(
-                f"{self.folder / tar_name(self.name, shard)}: picture {self._column('key')[i]} cannot be read ({error}); "
-                f"make {self.folder} anew with `dvc repro -f prepare`."
-            ) from error
-        return pixels
+    def _place(self, sample: int) -> tuple[int, int]:
+        """Shard of a sample, and its place in it."""
+        shard = int(np.searchsorted(self._first, sample, side="right")) - 1
+        return shard, sample - int(self._first[shard])
 
-    def _column(self, name: str) -> Any:
-        import pyarrow.parquet as pq
+    def _decode(self, shard: int, place: int, out: Tensor) -> int:
+        """Decode a sample of a shard, or the next good one after it, into out; the place of the one it is."""
+        samples = self.shard_lengths[shard]
+        for step in range(samples):
+            shown = (place + step) % samples
+            file, columns = self._at_hand(shard)
+            length = int(columns["length"][shown])
+            try:
+                data = os.pread(file, length, int(columns["offset"][shown]))
+                square(data, int(min(columns["height"][shown], columns["width"][shown])), out)
+                return shown
+            except (ValueError, OSError) as error:
+                self._note(shard, shown, str(error))
+        raise ValueError(f"{self._path(shard)}: none of its {samples} pictures can be decoded; make {self.folder} anew.")
 
-        return pq.read_table(self.folder / f"{self.name}.rows.parquet", columns=[name])[name]
+    def _note(self, shard: int, place: int, reason: str) -> None:
+        """Log and list a picture that cannot be decoded, once."""
+        tar, key = self.tars[shard].tar, self._text(shard, place, "key")
+        if self.notes is None or append_once(self.notes, f"{tar}\t{key}\n"):
+            log.warning("%s: picture %s cannot be decoded (%s); the next of its shard stands in", tar, key, reason)
 
-    @cached_property
-    def _captions(self) -> Any:
-        return self._column("caption")
+    def _at_hand(self, shard: int) -> _Open:
+        if shard not in self._open:
+            if len(self._open) == OPEN_SHARDS:
+                os.close(self._open.pop(next(iter(self._open))).file)
+            columns = load_tensors(self.folder / index_name(self.name, shard))
+            self._open[shard] = _Open(self._file(shard), {name: column.numpy() for name, column in columns.items()})
+        return self._open[shard]
 
     def _file(self, shard: int) -> int:
-        if shard not in self._files:
-            if len(self._files) == OPEN_FILES:
-                os.close(self._files.pop(next(iter(self._files))))
-            self._files[shard] = os.open(self.folder / tar_name(self.name, shard), os.O_RDONLY)
-        return self._files[shard]
+        path, size = self._path(shard), self.tars[shard].bytes
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise ValueError(f"{path} is gone since {self.folder} was made; bring it back, or run prepare anew.") from None
+        if size not in (None, os.fstat(file).st_size):
+            os.close(file)
+            raise ValueError(f"{path} has not the {size} bytes with which {self.folder} was made; run prepare anew.")
+        return file
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / self.tars[shard].tar
+
+    def _all(self, name: str) -> Tensor:
+        """A column of the whole split."""
+        parts = [load_tensors(self.folder / index_name(self.name, shard))[name] for shard in range(len(self.tars))]
+        return torch.cat(parts).to(torch.int64)
+
+    def _text(self, shard: int, place: int, column: str) -> str:
+        """A cell of the table of rows; a shard with samples is one row group of it."""
+        group = sum(length > 0 for length in self.shard_lengths[:shard])
+        if group not in self._texts:
+            self._texts.clear()
+            self._texts[group] = self._table.read_row_group(group, columns=["key", "caption"])
+        return self._texts[group][column][place].as_py()
+
+    @cached_property
+    def _texts(self) -> dict[int, Any]:
+        return {}
+
+    @cached_property
+    def _table(self) -> Any:
+        import pyarrow.parquet as pq
+
+        return pq.ParquetFile(self.folder / f"{self.name}.rows.parquet")
 
 
-def _close(files: dict[int, int]) -> None:
-    for file in files.values():
-        os.close(file)
+def append_once(path: Path, line: str) -> bool:
+    """Append a line to a file unless it is there already, whoever else does so at the same time; whether it was new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        new = line not in file.readlines()
+        if new:
+            file.write(line)
+        return new
+
+
+def _close(shards: dict[int, _Open]) -> None:
+    for shard in shards.values():
+        os.close(shard.file)
 
 
 @dataclass(frozen=True)
@@ -170,9 +267,13 @@ class Prepared:
         return len(self.classes)
 
     @classmethod
-    def open(cls, folder: Path) -> Prepared:
-        """Both splits of a folder that `prepare` wrote; checks that its files are there with their sizes, not their checksums."""
+    def open(cls, folder: Path, notes: Path | None = None) -> Prepared:
+        """Both splits of a folder that `prepare` wrote; checks that its files are there with their sizes, not their checksums.
+
+        Args:
+            notes: a file in which pictures that cannot be decoded are listed as they are met.
+        """
         manifest = read_manifest(folder, verify=False)
         classes = [ClassInfo(**entry) for entry in load_json(folder / "classes.json")]
-        train, validation = (Split.open(folder, split) for split in SPLITS)
+        train, validation = (Split(folder, split, notes) for split in SPLITS)
         return cls(classes, manifest["image_size"], train, validation)
