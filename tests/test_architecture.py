@@ -148,12 +148,14 @@ def test_no_module_draws_from_the_global_generator():
             assert "generator" in text[match.start() : end], f"{file}: {text[match.start() : end]}"
 
 
+@pytest.mark.trap
 def test_code_dependencies_in_dvc_yaml_are_the_import_closures(tmp_path):
     copy = tmp_path / "dvc.yaml"
     copy.write_text((ROOT / "dvc.yaml").read_text())
     assert not provenance.write_deps(copy), "dvc.yaml is stale; run `make deps`"
 
 
+@pytest.mark.trap
 def test_stages_hang_together_as_planned():
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     for name, stage in stages.items():
@@ -168,6 +170,7 @@ def test_stages_hang_together_as_planned():
     assert "vtp/models/dit.py" not in reachable["pretrain"]
 
 
+@pytest.mark.trap
 def test_no_key_is_called_what_dvc_ignores():
     def keys(tree: object, path: str = ""):
         if isinstance(tree, dict):
@@ -199,7 +202,16 @@ def test_library_prints_nothing():
         assert not [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"], file
 
 
+@pytest.mark.trap
 def test_ignored_folders_are_anchored():
     for name in (".gitignore", ".dvcignore"):
         lines = Path(ROOT / name).read_text().split()
         assert not {"data/", "data", "runs/", "runs"} & set(lines), name
+
+
+@pytest.mark.trap
+def test_compiled_code_is_nothing_that_dvc_sees():
+    assert {"__pycache__/", "*.py[cod]"} <= set((ROOT / ".dvcignore").read_text().split())
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    folders = {dep for stage in stages.values() for dep in stage["deps"] if (ROOT / dep).is_dir()}
+    assert not {folder for folder in folders if folder.startswith(("vtp", "stages"))}

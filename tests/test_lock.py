@@ -44,6 +44,7 @@ def holder(tmp_path):
         process.wait()
 
 
+@pytest.mark.trap
 def test_a_second_process_waits_and_says_for_whom(tmp_path, holder, caplog):
     caplog.set_level("INFO")
     process = holder(1.0)
@@ -56,6 +57,7 @@ def test_a_second_process_waits_and_says_for_whom(tmp_path, holder, caplog):
     assert not (tmp_path / "lock").exists()
 
 
+@pytest.mark.trap
 def test_the_lock_of_a_killed_process_is_taken_over_with_a_message(tmp_path, holder, caplog):
     caplog.set_level("INFO")
     process = holder(60)
@@ -93,6 +95,7 @@ def test_the_heart_beats_while_the_lock_is_held(tmp_path, monkeypatch):
         assert time.time() - (tmp_path / "lock").stat().st_mtime < 10
 
 
+@pytest.mark.trap
 def test_a_rank_that_outlives_its_launcher_keeps_others_out(tmp_path):
     """The launcher is what the holder became; killed with SIGKILL, it leaves the process it started at work."""
     rank = (

@@ -12,7 +12,7 @@ import pytest
 
 from tests.clones import TINY, change, clone, sh
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.trap]
 
 STAGES = {
     "prepare",

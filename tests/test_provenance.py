@@ -9,6 +9,7 @@ from vtp.artifacts import BrokenArtifact, write_manifest
 from vtp.config import ROOT, ConfigError, load
 
 
+@pytest.mark.trap
 def test_the_main_checkout_of_an_experiments_copy_is_found(tmp_path):
     copy = tmp_path / "project" / ".dvc" / "tmp" / "exps" / "standalone" / "tmpabc"
     assert provenance.main_checkout(tmp_path / "project") == tmp_path / "project"

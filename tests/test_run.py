@@ -71,6 +71,7 @@ def test_the_same_work_goes_on_and_is_then_finished(project):
     assert read_manifest(project / "data" / "out")["stage"] == "train"
 
 
+@pytest.mark.trap
 def test_other_work_on_the_same_inputs_stops_and_says_what_differs(project):
     key = killed()
     (project / "code.py").write_text("x = 2\n")
@@ -176,6 +177,7 @@ def edit(project, what: str) -> None:
             write_manifest(project / "data" / "in", {})
 
 
+@pytest.mark.trap
 @pytest.mark.parametrize("what", ["code", "parameter", "input"])
 @pytest.mark.parametrize("when", ["before the out", "in the out", "after the out"])
 def test_an_edit_while_a_stage_runs_is_noticed_before_it_counts(project, what, when):

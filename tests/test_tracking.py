@@ -172,6 +172,7 @@ def test_a_broken_call_is_one_warning(tmp_path: Path, alone: list[Path], caplog:
     assert [record["step"] for record in lines(tmp_path, "pretrain-abc-0000.jsonl")] == [0, 2, 0]
 
 
+@pytest.mark.trap
 def test_half_a_line_harms_no_other(tmp_path: Path, alone: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     track = begin(tmp_path)
     file = track._file
@@ -277,6 +278,7 @@ def points(client: Any, run: Any, name: str) -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, name))
 
 
+@pytest.mark.trap
 @pytest.mark.slow
 def test_replay_builds_parent_and_child(tmp_path: Path, alone: list[Path], client: Any) -> None:
     with begin(tmp_path) as track:
@@ -319,6 +321,7 @@ def test_replay_builds_parent_and_child(tmp_path: Path, alone: list[Path], clien
     assert len(client.list_artifacts(again.info.run_id, "images")) == 2
 
 
+@pytest.mark.trap
 @pytest.mark.slow
 def test_a_killed_uploader_costs_nothing(tmp_path: Path, alone: list[Path], client: Any) -> None:
     track = begin(tmp_path)
@@ -344,6 +347,7 @@ def test_a_killed_uploader_costs_nothing(tmp_path: Path, alone: list[Path], clie
     assert child.info.status == "FINISHED"
 
 
+@pytest.mark.trap
 @pytest.mark.slow
 def test_a_resumed_run_goes_on(tmp_path: Path, alone: list[Path], client: Any) -> None:
     writer = """
@@ -380,6 +384,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert child.data.params == {"workers": "0"}
 
 
+@pytest.mark.trap
 @pytest.mark.slow
 def test_curves_arrive_while_the_run_lasts(tmp_path: Path, client: Any) -> None:
     with begin(tmp_path) as track:

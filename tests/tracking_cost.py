@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vtp import dist
 from vtp.config import load
 from vtp.provenance import what_parameters
 from vtp.tracking import Track
@@ -36,6 +37,7 @@ CURVES = 15  # names of scalars in a row
 def cost(main: Path, seconds: float) -> tuple[float, float]:
     """Seconds inside the calls of a run, and seconds of processor of the uploaders it started."""
     params = load()
+    assert dist.is_main()  # a stage has loaded torch before it tracks, so that is no cost of tracking
     steps = {
         "pretrain": params.pretrain.steps,
         "train_metric_network": params.evaluate.metric_network.steps,

@@ -307,7 +307,8 @@ class Uploader:
 def follow(main: Path) -> int:
     """Upload while runs are in progress, and end a few seconds after the last one; returns 1 if something stays in the spool.
 
-    One process of a checkout does so. Others wait for its end, since it may have looked for the last time when theirs began.
+    One process of a checkout does so. Others wait for its end, since it may have looked for the last time when theirs began; they
+    leave at once if it had not.
     """
     os.nice(10)  # a training on the same cores comes first
     with locked(spool_folder(main) / "upload.lock"):
@@ -317,6 +318,8 @@ def follow(main: Path) -> int:
             try:
                 uploader.round()
                 wait = POLL
+                if not (uploader.alive or uploader.sent):
+                    break  # the one before this left nothing to do
             except Absent as error:
                 log.warning("%s", error)
                 return 1

@@ -53,6 +53,7 @@ def run(
     return end.history
 
 
+@pytest.mark.trap
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_run_ends_in_the_same_bits(kind, tmp_path):
     unbroken = build(kind)
@@ -128,12 +129,20 @@ def test_a_signal_saves_between_two_steps_and_the_run_goes_on_to_the_same_bits(k
         assert torch.equal(tensor, resumed.models.state_dict()[name]), name
 
 
+@pytest.mark.trap
 def test_a_checkpoint_of_another_model_is_refused_in_one_line(tmp_path):
     run(build("pretrain"), tmp_path)
     with pytest.raises(BrokenArtifact, match=r"checkpoint of another model: \d+ tensors differ, the first is .* run\.fresh"):
         run(build("pretrain", "pretrain.ssl.prototypes=24"), tmp_path)
 
 
+def test_a_training_that_is_past_the_end_is_not_called_its_end(tmp_path):
+    run(build("dit"), tmp_path)
+    with pytest.raises(ValueError, match=r"is at step 6, past the last step, 4: .* run\.fresh=true"):
+        run(build("dit", "dit.steps=4"), tmp_path)
+
+
+@pytest.mark.trap
 def test_a_full_disk_leaves_the_checkpoint_before_it_whole(tmp_path):
     task = build("dit")
     with pytest.raises(Killed):

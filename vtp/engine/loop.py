@@ -50,6 +50,7 @@ def fit(
 
     Raises:
         NotFinite: naming the first step and term; nothing broken is ever saved.
+        ValueError: an adopted training is already past the last step of this one.
         Stopped: a signal asked for it; the step in which it came is done and saved.
     """
     task.to(device)
@@ -58,6 +59,11 @@ def fit(
     borrowed = dist.is_main() and checkpoints.borrow()
     dist.barrier()
     checkpoints.restore(state)
+    if state.step > task.steps:
+        raise ValueError(
+            f"{checkpoints.folder} is at step {state.step}, past the last step, {task.steps}: "
+            "train for longer than that, or run.fresh=true starts afresh."
+        )
     for row in state.history if borrowed else ():
         track.scalars(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
     if compiled:
