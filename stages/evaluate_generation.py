@@ -18,7 +18,7 @@ def main(params: Params) -> None:
         from vtp.engine.loop import autocast
         from vtp.engine.session import open_track, start
         from vtp.models.tokenizer import VisualTokenizer
-        from vtp.reporting.pictures import captioned, save_png
+        from vtp.reporting.pictures import captioned, grid, save_png
         from vtp.seeding import generator
 
         device = start(params.run)
@@ -41,7 +41,8 @@ def main(params: Params) -> None:
             samples = evaluation.decoded(decode, made["latents"], p.batch, device)
             gaussian = evaluation.decoded(decode, noise * std + mean, p.batch, device)
             reference = split.rows(torch.arange(count) * len(split) // count)["images"]
-            values = evaluation.generation(samples, gaussian, reference, describe, p, device)
+            unguided = evaluation.decoded(decode, made["unguided"], p.batch, device) if "unguided" in made else None
+            values = evaluation.generation(samples, gaussian, reference, describe, p, device, unguided=unguided)
             track.final({key: value for key, value in values.items() if value is not None})
         with run.out() as folder:
             if dist.is_main():
@@ -50,6 +51,7 @@ def main(params: Params) -> None:
                 shown = (row * data.num_classes // 32 + row // 4 % 2) % min(count, data.num_classes)
                 names = [data.classes[int(label)].name for label in made["labels"][shown]]
                 save_png(folder / "samples.png", captioned(samples[shown], names, 8))
+                save_png(folder / "strip.png", grid(samples[shown[::4]], 8))
         run.metrics("generation", values)
 
 

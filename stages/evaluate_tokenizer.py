@@ -16,7 +16,7 @@ def main(params: Params) -> None:
         from vtp.engine.session import open_track, start
         from vtp.models.frozen import perceptual
         from vtp.models.tokenizer import VisualTokenizer
-        from vtp.reporting.pictures import labelled_rows, save_png
+        from vtp.reporting.pictures import grid, labelled_rows, save_png
 
         device = start(params.run)
         data = Prepared.open(ROOT / "data" / "prepare", run.work / "undecodable.txt")
@@ -38,6 +38,7 @@ def main(params: Params) -> None:
         with run.out() as folder:
             if dist.is_main():
                 save_png(folder / "reconstructions.png", labelled_rows(list(rows)))
+                save_png(folder / "strip.png", grid(torch.cat([shown[:8], rebuilt[1][:8]]), 8))
         run.metrics("tokenizer", values)
 
 

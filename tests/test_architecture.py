@@ -41,6 +41,7 @@ LAYERS = {
     "engine": 3,
     "use": 3,
     "recipes": 4,
+    "study": 5,
     "stages": 4,
     "__main__": 4,
 }

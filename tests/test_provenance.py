@@ -15,6 +15,7 @@ def test_the_main_checkout_of_an_experiments_copy_is_found(tmp_path):
     assert provenance.main_checkout(tmp_path / "project") == tmp_path / "project"
     assert provenance.main_checkout(tmp_path / "project" / ".dvc" / "tmp" / "exps" / "tmpabc") == tmp_path / "project"
     assert provenance.main_checkout(copy) == tmp_path / "project"
+    assert provenance.main_checkout(tmp_path / "project" / "runs" / "copies" / "a-study") == tmp_path / "project"
 
 
 def test_the_closure_follows_imports_inside_functions_and_leaves_observers_out(tmp_path):

@@ -9,11 +9,15 @@ import click
 
 from vtp.artifacts import load_json
 from vtp.config import ROOT, ConfigError, load
+from vtp.study.commands import study
 
 
 @click.group(help="Open VTP: helpers beside `dvc repro` and `dvc exp run`.")
 def main() -> None:
     """The group of commands."""
+
+
+main.add_command(study)
 
 
 @main.command()

@@ -235,6 +235,7 @@ class SampleParams:
     guidance_scale: Weight
     guidance_interval: tuple[Rate, Rate]
     guidance_channels: Literal["all", "first3"]
+    unguided: bool
 
 
 @dataclass(frozen=True)

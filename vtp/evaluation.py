@@ -147,19 +147,29 @@ def to_uint8(pixels: Tensor) -> Tensor:
 
 
 def generation(
-    samples: Tensor, gaussian: Tensor, reference: Tensor, describe: Describe, params: EvaluateParams, device: torch.device
+    samples: Tensor,
+    gaussian: Tensor,
+    reference: Tensor,
+    describe: Describe,
+    params: EvaluateParams,
+    device: torch.device,
+    *,
+    unguided: Tensor | None = None,
 ) -> Values:
     """Distances of samples to as many real pictures, and of decoded noise with the latents' channel statistics.
 
     Args:
         samples, gaussian, reference: uint8 (n, 3, H, W).
+        unguided: the same noises drawn without guidance, where that was asked for; its distance alone is taken.
     """
     found = compare(samples, reference, describe, batch=params.batch, device=device)
     floor = compare(gaussian, reference, describe, batch=params.batch, device=device)
+    plain = {} if unguided is None else compare(unguided, reference, describe, batch=params.batch, device=device)
     name = "gfid" if params.features == "inception" else "gfd"
     return {
         name: found["frechet"],
         f"{name}_gaussian": floor["frechet"],
+        **({} if unguided is None else {f"{name}_unguided": plain["frechet"]}),
         "inception_score" if params.features == "inception" else "inception_style_score": found["score"],
         "precision": found["precision"],
         "recall": found["recall"],

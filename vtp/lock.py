@@ -26,6 +26,10 @@ STALE = 60.0  # seconds without a touch after which a holder on another machine 
 POLL = 0.5  # seconds between two looks while waiting
 
 
+class Held(ValueError):
+    """Somebody else has the lock."""
+
+
 class Lock:
     """The lock of a folder, not yet taken. `with lock.held():` waits for it, takes it, and lets it go."""
 
@@ -91,9 +95,17 @@ class Lock:
             self.descriptor = None
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the lock, with its heartbeat, for the length of a block."""
-        self.acquire()
+    def held(self, *, wait: bool = True) -> Iterator[None]:
+        """Hold the lock, with its heartbeat, for the length of a block.
+
+        Raises:
+            Held: it is taken, and `wait` is False.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if wait:
+            self.acquire()
+        elif not self._try():
+            raise Held(f"{self.path} is held by {self.holder() or 'another process'}; wait for it, or stop it.")
         try:
             with beating(self.path):
                 yield

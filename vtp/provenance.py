@@ -35,10 +35,11 @@ OBSERVERS = (
 
 
 def main_checkout(checkout: Path = ROOT) -> Path:
-    """The checkout the user works in; DVC runs some experiments in copies below its `.dvc/tmp/exps`."""
+    """The checkout the user works in: DVC runs experiments in copies below its `.dvc/tmp/exps`, a study below `runs/copies`."""
     for parent in checkout.parents:
-        if parent.parts[-3:] == (".dvc", "tmp", "exps"):
-            return parent.parents[2]
+        for copies in ((".dvc", "tmp", "exps"), ("runs", "copies")):
+            if parent.parts[-len(copies) :] == copies:
+                return parent.parents[len(copies) - 1]
     return checkout
 
 

@@ -33,23 +33,37 @@ def apply(name: str, overrides: tuple[str, ...] = (), file: Path = ROOT / "param
     yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
     yaml.preserve_quotes = True
     tree = yaml.load(file.read_text())
-    changed = []
-    for values in [*_chain(name), *map(_parsed, overrides)]:
-        for key, value in _leaves(values, tree, name):
-            *path, last = key.split(".")
-            table = tree
-            for part in path:
-                table = table[part]
-            if table.get(last) != value:
-                table[last] = value
-                changed.append(key)
+    changed = [key for values in [*chain(name), *map(parsed, overrides)] for key in put(values, tree, f"recipe {name}")]
     parse(tree)
     with aside(file) as temporary, temporary.open("w") as out:
         yaml.dump(tree, out)
     return changed
 
 
-def _chain(name: str) -> list[dict[str, Any]]:
+def put(values: Mapping[str, Any], tree: dict[str, Any], origin: str) -> list[str]:
+    """Write the values of a partial tree into a whole one; the dotted keys of what changed.
+
+    Raises:
+        ConfigError: a key that the whole tree does not have; the message names `origin`.
+    """
+    changed = []
+    for key, value in _leaves(values, tree, origin):
+        *path, last = key.split(".")
+        table = tree
+        for part in path:
+            table = table[part]
+        if table.get(last) != value:
+            table[last] = value
+            changed.append(key)
+    return changed
+
+
+def chain(name: str) -> list[dict[str, Any]]:
+    """The values of a recipe, after those of the recipes it is based on.
+
+    Raises:
+        ConfigError: no such recipe.
+    """
     import yaml
 
     file = FOLDER / f"{name}.yaml"
@@ -57,27 +71,36 @@ def _chain(name: str) -> list[dict[str, Any]]:
         raise ConfigError(f"there is no recipe {name}; recipes are {', '.join(names())}.")
     values = yaml.safe_load(file.read_text())
     base = values.pop("based_on", None)
-    return [*(_chain(base) if base else []), values]
+    return [*(chain(base) if base else []), values]
 
 
-def _parsed(override: str) -> dict[str, Any]:
+def parsed(override: str) -> dict[str, Any]:
+    """`key.part=value` as a partial tree.
+
+    Raises:
+        ConfigError: not of that form.
+    """
     import yaml
 
     key, separator, value = override.partition("=")
     if not separator:
         raise ConfigError(f"{override} is not of the form key=value.")
-    tree: Any = yaml.safe_load(value)
+    return nested(key, yaml.safe_load(value))
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """The partial tree that holds `value` at a dotted key, and nothing else."""
     for part in reversed(key.split(".")):
-        tree = {part: tree}
-    return tree
+        value = {part: value}
+    return value
 
 
-def _leaves(values: Mapping[str, Any], tree: Mapping[str, Any], name: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(values: Mapping[str, Any], tree: Mapping[str, Any], origin: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         path = f"{prefix}{key}"
         if key not in tree:
-            raise ConfigError(f"recipe {name}: {path} is not a parameter of params.yaml.")
+            raise ConfigError(f"{origin}: {path} is not a parameter of params.yaml.")
         if isinstance(value, Mapping):
-            yield from _leaves(value, tree[key], name, f"{path}.")
+            yield from _leaves(value, tree[key], origin, f"{path}.")
         else:
             yield path, value

@@ -1,0 +1,121 @@
+"""Stages without DVC, on a small pipeline of two stages: shared ones run once, and how one can end."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.study.test_plan import planned
+from vtp.config import ROOT
+from vtp.study import direct
+from vtp.study.direct import Workshop
+from vtp.study.process import Failure, Stopped
+
+STAGE = """
+import json, sys, pathlib, yaml
+params = yaml.safe_load(pathlib.Path("params.yaml").read_text())
+{body}
+out = pathlib.Path("data/{name}")
+out.mkdir(parents=True)
+(out / "manifest.json").write_text(json.dumps(params["{section}"]))
+pathlib.Path("reports").mkdir(exist_ok=True)
+pathlib.Path("reports/{name}.json").write_text(json.dumps({{"{name}_steps": params["{section}"]["steps"]}}))
+with open("{ran}", "a") as file:
+    file.write("{name} ")
+"""
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch) -> Workshop:
+    """A checkout with the stages `last`, which needs `first`, and `report`."""
+    checkout, ran = tmp_path / "checkout", tmp_path / "ran"
+    stages = {}
+    for name, section, deps in (("last", "dit", ["data/first"]), ("first", "pretrain", []), ("report", "dit", ["data/last"])):
+        script = checkout / "stages" / f"{name}.py"
+        script.parent.mkdir(parents=True, exist_ok=True)
+        body = "" if name == "report" else (tmp_path / f"{name}.body").as_posix()
+        body = f"exec(pathlib.Path({body!r}).read_text())" if body else ""
+        script.write_text(textwrap.dedent(STAGE).format(name=name, section=section, body=body, ran=ran))
+        (tmp_path / f"{name}.body").write_text("")
+        stages[name] = {
+            "cmd": f"python -m stages.{name}",
+            "deps": [f"stages/{name}.py", *deps],
+            "params": [section],
+            "outs": [f"data/{name}"],
+            "metrics": [f"reports/{name}.json"],
+        }
+    (checkout / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    (checkout / "vtp").mkdir()
+    (checkout / "data" / "inputs").mkdir(parents=True)
+    monkeypatch.setattr(direct, "ROOT", checkout)
+    made = Workshop(checkout, planned(tmp_path))
+    made.open()
+    ran.write_text("")
+    return made
+
+
+def ran(tmp_path: Path) -> str:
+    return (tmp_path / "ran").read_text().strip()
+
+
+def test_stages_run_in_the_order_of_what_they_need(shop, tmp_path):
+    outcome = shop.run(planned(tmp_path).cells[0])
+    assert ran(tmp_path) == "first last"
+    assert outcome.numbers["first_steps"] == 10
+    assert json.loads((outcome.outs["last"] / "manifest.json").read_text())["steps"] == outcome.numbers["last_steps"]
+
+
+def test_what_variants_share_runs_once(shop, tmp_path):
+    cells = planned(tmp_path, grid={"objective": ["ae"], "pretrain_steps": [10], "dit_steps": [300, 400]}).cells
+    numbers = [shop.run(cell).numbers for cell in (*cells, cells[0])]
+    assert ran(tmp_path) == "first last last"
+    assert [found["last_steps"] for found in numbers] == [300, 400, 300]
+
+
+def test_an_edit_of_code_runs_what_it_can_change(shop, tmp_path):
+    cell = planned(tmp_path).cells[0]
+    shop.run(cell)
+    script = direct.ROOT / "stages" / "last.py"
+    script.write_text(script.read_text() + "# says more\n")
+    shop.open()
+    shop.run(cell)
+    assert ran(tmp_path) == "first last last"
+
+
+def test_a_stage_that_fails_says_so_in_its_last_words_and_what_came_before_is_kept(shop, tmp_path):
+    cell = planned(tmp_path).cells[0]
+    (tmp_path / "last.body").write_text("print('fine'); sys.exit('last: the disk is full.')")
+    with pytest.raises(Failure, match=r"^last: the disk is full\.$") as caught:
+        shop.run(cell)
+    assert not caught.value.diverged
+    (tmp_path / "last.body").write_text("")
+    shop.run(cell)
+    assert ran(tmp_path) == "first last"
+
+
+@pytest.mark.parametrize(("status", "kind"), [(65, Failure), (75, Stopped)])
+def test_divergence_and_a_stop_are_told_by_the_exit_status(shop, tmp_path, status, kind):
+    (tmp_path / "last.body").write_text(f"sys.exit({status})")
+    with pytest.raises(kind) as caught:
+        shop.run(planned(tmp_path).cells[0])
+    assert getattr(caught.value, "diverged", True)
+
+
+def test_variants_do_not_stop_at_each_others_unfinished_work(shop, tmp_path):
+    cell = planned(tmp_path).cells[0]
+    shop.run(cell)
+    how = yaml.safe_load((shop.copy / "params.yaml").read_text())["run"]
+    assert how["alongside"] is True
+    assert how["name"] == "small-ae_10"
+
+
+def test_of_this_pipeline_every_stage_but_the_report_is_run():
+    order = direct.order(ROOT)
+    assert order[0] == "prepare"
+    assert "report" not in order
+    assert order.index("pretrain") < order.index("extract_latents") < order.index("train_dit") < order.index("sample")
+    assert set(order) | {"report"} == set(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])

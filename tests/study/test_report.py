@@ -1,0 +1,159 @@
+"""Figures, findings and texts from records alone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vtp.config import ROOT
+from vtp.reporting.pictures import save_png
+from vtp.study import figures, report
+from vtp.study.curves import comparable, correlation, curve, objectives, reached
+from vtp.study.findings import findings
+from vtp.study.records import Record, Records
+
+FLOPS = {"ae": 1.0, "clip+ssl+ae": 3.0, "vavae": 1.5}
+
+
+def made(objective: str, steps: int = 100, *, gfd: float = 10.0, **changes: object) -> Record:
+    values: dict = {
+        "study": "s",
+        "cell": "_".join([objective, str(steps), *(f"{name}-{value}" for name, value in changes.items() if name != "message")]),
+        "key": "k",
+        "status": "done",
+        "message": "",
+        "dataset": "scenes",
+        "objective": objective,
+        "pretrain_steps": steps,
+        "pretrain_flops": FLOPS[objective] * steps * 1e12,
+        "encoder": "small",
+        "decoder": "small",
+        "data_fraction": 1.0,
+        "dit_steps": 400,
+        "seed": 0,
+        "rfd": 2.0 * 100 / steps,
+        "gfd": gfd,
+        "gfd_guided": gfd / 2,
+        "linear_probe_top1": 0.5 - gfd / 50,
+        "zero_shot_top1": None,
+        "psnr": 23.0,
+        "seconds": 60.0,
+    }
+    return Record(**(values | changes))
+
+
+RECORDS = [
+    made("ae", 100, gfd=15.0),
+    made("ae", 300, gfd=15.5),
+    made("clip+ssl+ae", 100, gfd=12.0),
+    made("clip+ssl+ae", 300, gfd=7.0),
+    made("clip+ssl+ae", 300, gfd=9.0, seed=1),
+    made("clip+ssl+ae", 300, gfd=6.0, encoder="base", pretrain_flops=2e15),
+    made("clip+ssl+ae", 300, gfd=11.0, dit_steps=100),
+    made("vavae", 300, gfd=10.0),
+    made("vavae", 300, gfd=14.0, dit_steps=100),
+    made("ae", 900, gfd=1.0, status="diverged", message="l1 is nan.", rfd=None),
+]
+
+
+def test_a_curve_moves_along_one_axis_and_averages_seeds():
+    line = curve(RECORDS, "clip+ssl+ae", "pretrain_steps")
+    assert [point.x for point in line.points] == [100, 300]
+    assert line.means("gfd") == [12.0, 8.0]
+    assert line.points[1].spread("gfd") == pytest.approx(2**0.5)
+    assert line.points[0].spread("gfd") == 0
+    assert [point.x for point in curve(RECORDS, "clip+ssl+ae", "encoder").points] == ["small", "base"]
+    assert [point.x for point in curve(RECORDS, "ae", "pretrain_steps").points] == [100, 300]  # what diverged is no point
+    assert objectives(RECORDS) == ["ae", "clip+ssl+ae", "vavae"]
+
+
+def test_correlation_is_over_runs_that_have_both_and_the_usual_transformer():
+    assert {record.dit_steps for record in comparable(RECORDS)} == {400}
+    assert correlation(RECORDS, "linear_probe_top1", "gfd") == pytest.approx(-1)
+    assert correlation(RECORDS[:2], "linear_probe_top1", "gfd") is None
+    assert correlation(RECORDS, "zero_shot_top1", "gfd") is None
+    assert correlation([made("ae"), made("vavae"), made("clip+ssl+ae")], "linear_probe_top1", "gfd") is None
+
+
+def test_where_a_falling_curve_comes_down_to_a_level():
+    line = curve([made("ae", gfd=g, dit_steps=s) for s, g in ((100, 20.0), (200, 10.0), (400, 8.0))], "ae", "dit_steps")
+    assert reached(line, "gfd", 15.0) == pytest.approx(150)
+    assert reached(line, "gfd", 8.0) == pytest.approx(400)
+    assert reached(line, "gfd", 30.0) == 100
+    assert reached(line, "gfd", 7.0) is None
+
+
+def test_findings_say_whether_sign_and_shape_agree():
+    joint, ae, wins, probe, faster, levels = findings(RECORDS)
+    assert (joint.agrees, joint.here) == (True, "gFD 12 to 8: +33.3% improvement")
+    assert ae.agrees is True
+    assert "rFD 2 to 0.6667, gFD 15 to 15.5 (-3.3% improvement)" in ae.here
+    assert wins.here == "8 against 15: 0.53 x"
+    assert "r = -1.00" in probe.here
+    assert faster.agrees is True
+    assert "vavae at 400 steps: reached at 200, 2.0 x" in faster.here
+    assert levels.agrees is None
+
+
+def test_findings_are_negative_where_the_records_are():
+    worse = [made("ae", 100, gfd=15.0), made("ae", 300, gfd=9.0), made("clip+ssl+ae", 100, gfd=10.0)]
+    worse += [made("clip+ssl+ae", 300, gfd=11.0), made("vavae", 300, gfd=3.0), made("clip+ssl+ae", 300, gfd=14.0, dit_steps=90)]
+    assert [finding.agrees for finding in findings(worse)] == [False, False, False, True, False, None]
+
+
+def test_nothing_is_claimed_of_what_was_not_measured():
+    assert [finding.agrees for finding in findings([])] == [None] * 6
+    assert {finding.here for finding in findings([])} == {"not measured"}
+
+
+@pytest.fixture
+def written(tmp_path) -> Path:
+    kept = Records(tmp_path / "study" / "s")
+    for record in RECORDS:
+        kept.save(record)
+        save_png(kept.picture(record.cell), np.zeros((30, 60, 3), dtype=np.uint8))
+    report.write(tmp_path / "study", tmp_path / "study.md")
+    return tmp_path
+
+
+def test_the_report_has_every_figure_run_and_failure(written):
+    text = (written / "study.md").read_text()
+    for name in ("compute", "probe", "sizes", "convergence", "sheet"):
+        assert f"(study/s/figures/{name}.png)" in text
+        assert min(Image.open(written / "study" / "s" / "figures" / f"{name}.png").size) > 50
+    for record in RECORDS:
+        assert record.cell in text
+    assert "diverged. l1 is nan." in text
+    page = (written / "study" / "s" / "index.html").read_text()
+    assert "http" not in page
+    for link in re.findall(r'src="([^"]+)"', page):
+        assert (written / "study" / "s" / link).is_file()
+
+
+def test_the_same_records_give_the_same_bytes(written):
+    before = {path: path.read_bytes() for path in written.rglob("*") if path.is_file()}
+    report.write(written / "study", written / "study.md")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_figures_need_points(tmp_path):
+    assert figures.draw([made("ae")], tmp_path) == []
+    assert figures.sheet([made("ae")], Records(tmp_path), tmp_path / "sheet.png") is None
+
+
+def test_a_folder_without_records_is_named(tmp_path):
+    with pytest.raises(ValueError, match="holds no records; `python -m vtp study run FILE` makes them"):
+        report.write(tmp_path, tmp_path / "study.md")
+
+
+@pytest.mark.skipif(not (ROOT / "docs" / "study").exists(), reason="no study was run")
+def test_the_committed_text_is_what_the_committed_records_say(tmp_path):
+    import shutil
+
+    shutil.copytree(ROOT / "docs" / "study", tmp_path / "study")
+    report.write(tmp_path / "study", tmp_path / "study.md")
+    assert (tmp_path / "study.md").read_text() == (ROOT / "docs" / "study.md").read_text()

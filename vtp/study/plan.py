@@ -1,0 +1,188 @@
+"""The plan of a study: a YAML file that names what is varied and what is fixed, expanded into cells and checked before any runs.
+
+about: what the study asks, a sentence or two for its report
+recipe: gpu-64                      # what every cell starts from, applied onto the recipe demo
+set: {dit.steps: 4000}              # further values, dotted keys
+grid:                               # a product of lists, or a list of products; what a product does not name stays as set
+  objective: [ae, clip+ssl+ae]
+  pretrain_steps: [500, 1500, 5000]
+"""
+
+from __future__ import annotations
+
+import itertools
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vtp import recipes
+from vtp.config import ConfigError, PretrainParams, parse
+from vtp.provenance import fingerprint, what_parameters
+
+Tree = dict[str, Any]
+"""All of params.yaml as nested tables."""
+
+KEYS = ("about", "recipe", "set", "grid")
+OBJECTIVES: tuple[str, ...] = typing.get_args(typing.get_type_hints(PretrainParams)["objective"])
+NUMBERS = {
+    "pretrain_steps": ("pretrain.steps", ""),
+    "data_fraction": ("pretrain.data_fraction", "data-"),
+    "dit_steps": ("dit.steps", "dit-"),
+    "seed": ("seed", "seed-"),
+}
+"""Axes that are one parameter each: its key, and what its value is called by in a cell's name."""
+PARTS = ("encoder", "decoder")
+"""Axes that name a row of `model.sizes`, of which one part is taken; the rest stays that of `model.size`."""
+AXES = ("objective", *NUMBERS, *PARTS)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One variant.
+
+    Attributes:
+        name: short and unique in the study; a file name, and part of the name of a DVC experiment.
+        axes: where it stands: a value for each of AXES.
+        tree: all of its parameters.
+        key: fingerprint of what can change its results; where outside files lie is no part of it.
+    """
+
+    name: str
+    axes: Mapping[str, Any]
+    tree: Tree
+    key: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """A plan, expanded. Its name is the stem of its file."""
+
+    name: str
+    about: str
+    cells: tuple[Cell, ...]
+
+
+def read(file: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> Study:
+    """The study that `file` plans, with overrides (`data.path=/here`) for every cell.
+
+    Args:
+        only: keep the cells of these objectives; empty keeps all.
+
+    Raises:
+        ConfigError: an unknown key, a value that does not pass the schema, or a cell that cannot be; before anything runs.
+    """
+    import yaml
+
+    if not file.exists():
+        raise ConfigError(f"{file} does not exist; a study is a YAML file, see studies/.")
+    plan = yaml.safe_load(file.read_text())
+    if not isinstance(plan, dict) or set(plan) - set(KEYS) or "grid" not in plan:
+        odd = ", ".join(sorted(set(plan) ^ set(KEYS))) if isinstance(plan, dict) else str(plan)
+        raise ConfigError(f"{file}: a study has the keys {', '.join(KEYS)}; look at {odd}.")
+    base = _base(file, plan, overrides)
+    products = plan["grid"] if isinstance(plan["grid"], list) else [plan["grid"]]
+    cells: dict[str, Cell] = {}
+    for point in itertools.chain.from_iterable(_expand(file, product) for product in products):
+        cell = _cell(base, point)
+        cells.setdefault(cell.name, cell)
+    there = {cell.axes["objective"] for cell in cells.values()}
+    if not there.issuperset(only):
+        raise ConfigError(f"{file} has no objective {', '.join({*only} - there)}; it has {', '.join(sorted(there))}.")
+    kept = tuple(cell for cell in cells.values() if not only or cell.axes["objective"] in only)
+    return Study(file.stem, " ".join(str(plan.get("about", "")).split()), kept)
+
+
+def _base(file: Path, plan: Mapping[str, Any], overrides: Sequence[str]) -> Tree:
+    """What every cell starts from: the recipe demo, which holds every parameter, and what the plan puts onto it."""
+    tree: Tree = {}
+    for values in recipes.chain("demo"):
+        tree |= deepcopy(values)
+    for values in recipes.chain(plan["recipe"]) if plan.get("recipe") else ():
+        recipes.put(values, tree, f"recipe {plan['recipe']}")
+    for key, value in (plan.get("set") or {}).items():
+        recipes.put(recipes.nested(key, value), tree, f"{file}: set")
+    for override in overrides:
+        recipes.put(recipes.parsed(override), tree, override)
+    tree["sample"]["unguided"] = tree["sample"]["guidance_scale"] != 1
+    parse(tree)
+    return tree
+
+
+def _expand(file: Path, product: Any) -> Iterator[dict[str, Any]]:
+    """The points of one product, the last axis moving fastest."""
+    if not isinstance(product, dict) or not product:
+        raise ConfigError(f"{file}: grid must be a table of lists, or a list of such tables.")
+    for axis, values in product.items():
+        if axis not in AXES:
+            raise ConfigError(f"{file}: grid.{axis} is not an axis; axes are {', '.join(AXES)}.")
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"{file}: grid.{axis} must be a list of values, not {values!r}.")
+    for point in itertools.product(*product.values()):
+        yield dict(zip(product, point, strict=True))
+
+
+def _cell(base: Tree, point: Mapping[str, Any]) -> Cell:
+    """The cell at a point; axes that the point does not name are where `base` has them.
+
+    Raises:
+        ConfigError: it cannot be.
+    """
+    tree = deepcopy(base)
+    axes: dict[str, Any] = {"objective": point.get("objective", base["pretrain"]["objective"])}
+    try:
+        _put_objective(tree, axes["objective"])
+        for axis, (key, _) in NUMBERS.items():
+            if axis in point:
+                recipes.put(recipes.nested(key, point[axis]), tree, f"grid.{axis}")
+        for part in PARTS:
+            if part in point:
+                _put_part(tree, part, point[part])
+        params = parse(tree)
+        cooldown = params.pretrain.optimizer.cooldown
+        if params.pretrain.steps <= cooldown:
+            raise ConfigError(f"pretrain.steps={params.pretrain.steps} is no longer than its cool-down of {cooldown} steps.")
+    except ConfigError as error:
+        raise ConfigError(
+            f"the cell {', '.join(f'{axis}={value}' for axis, value in point.items())} cannot be: {error}"
+        ) from None
+    axes |= {axis: _get(tree, key) for axis, (key, _) in NUMBERS.items()}
+    axes |= {part: point.get(part, base["model"]["size"]) for part in PARTS}
+    what = what_parameters(params)
+    what["data"]["path"] = None
+    return Cell(_name(axes, base), axes, tree, fingerprint(what))
+
+
+def _name(axes: Mapping[str, Any], base: Tree) -> str:
+    """Objective and steps always, another axis where it is not what the study has set."""
+    words = [axes["objective"], str(axes["pretrain_steps"])]
+    words += [f"{word}{axes[axis]}" for axis, (key, word) in NUMBERS.items() if word and axes[axis] != _get(base, key)]
+    words += [f"{part}-{axes[part]}" for part in PARTS if axes[part] != base["model"]["size"]]
+    return "_".join(words)
+
+
+def _put_objective(tree: Tree, value: Any) -> None:
+    """One of the joint objectives, or a recipe that makes another kind of tokenizer."""
+    if value in OBJECTIVES:
+        tree["pretrain"]["objective"] = value
+        return
+    if value not in recipes.names():
+        raise ConfigError(f"objective={value} is neither one of {', '.join(OBJECTIVES)} nor a recipe.")
+    for values in recipes.chain(value):
+        recipes.put(values, tree, f"recipe {value}")
+
+
+def _put_part(tree: Tree, part: str, row: Any) -> None:
+    ladder = tree["model"]["sizes"]
+    if row not in ladder:
+        raise ConfigError(f"{part}={row} is no row of model.sizes, which has {', '.join(ladder)}.")
+    ladder[tree["model"]["size"]][part] = deepcopy(ladder[row][part])
+
+
+def _get(tree: Tree, key: str) -> Any:
+    value: Any = tree
+    for part in key.split("."):
+        value = value[part]
+    return value
