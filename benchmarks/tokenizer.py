@@ -19,7 +19,7 @@ from vtp.engine.loop import autocast
 from vtp.models.blocks import BlockOptions
 from vtp.models.decoder import DecoderOptions
 from vtp.models.encoder import EncoderOptions
-from vtp.models.official import TokenizerOptions
+from vtp.models.options import TokenizerOptions
 from vtp.models.tokenizer import VisualTokenizer
 from vtp.seeding import generator
 

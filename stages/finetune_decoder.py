@@ -9,10 +9,11 @@ from vtp.run import entry, open_run
 def main(params: Params) -> None:
     with open_run("finetune_decoder", params, launchable=True) as run:
         from vtp import dist
-        from vtp.artifacts import tensors_digest
+        from vtp.artifacts import read_manifest, tensors_digest
         from vtp.data.batches import Batches
         from vtp.data.shards import Prepared
         from vtp.engine.session import start, train
+        from vtp.models.card import Card
         from vtp.models.discriminator import discriminator
         from vtp.models.frozen import perceptual
         from vtp.models.tokenizer import VisualTokenizer
@@ -24,6 +25,7 @@ def main(params: Params) -> None:
         options = params.finetune_decoder
         data = Prepared.open(ROOT / "data" / "prepare", run.work / "undecodable.txt")
         tokenizer = VisualTokenizer.from_pretrained(ROOT / "data" / "pretrain")
+        given = read_manifest(ROOT / "data" / "pretrain", verify=False)["given"]
         before = tensors_digest(frozen_part(tokenizer.state_dict()))
         task = FinetuneDecoder(
             options,
@@ -39,7 +41,7 @@ def main(params: Params) -> None:
         assert tensors_digest(frozen_part(tokenizer.state_dict())) == before, "the frozen part of the tokenizer changed"
         with run.out({"frozen_sha256": before}) as folder:
             if dist.is_main():
-                tokenizer.save_pretrained(folder)
+                tokenizer.save_pretrained(folder, Card.of_stage("finetune_decoder", given, end.history[-1]))
                 write_csv(ROOT / "reports" / "curves" / "finetune_decoder.csv", end.history)
         run.metrics("finetune_decoder", end.history[-1])
 

@@ -31,7 +31,8 @@ def main(params: Params) -> None:
             name: load_json(reports / f"{name}.json")
             for name in ("prepare", "pretrain", "metric_network", "finetune_decoder", "latents", "dit", "tokenizer", "generation")
         }
-        summary = {"objective": params.pretrain.objective, **numbers["tokenizer"], **numbers["generation"]}
+        objective = params.pretrain.objective if params.tokenizer.source == "train" else "given"
+        summary = {"objective": objective, **numbers["tokenizer"], **numbers["generation"]}
         data = Prepared.open(ROOT / "data" / "prepare", run.work / "undecodable.txt")
         pictures = reports / "pictures"
         shown = torch.arange(32) * len(data.train) // 32
@@ -42,8 +43,9 @@ def main(params: Params) -> None:
         shutil.copyfile(ROOT / "data" / "evaluate_generation" / "samples.png", pictures / "samples.png")
         curves = {}
         for name in TRAININGS:
-            curves[name] = pictures / f"curves_{name}.png"
-            plot(curves[name], read_csv(reports / "curves" / f"{name}.csv"), f"{name}: {numbers[name]['step']} steps")
+            if rows := read_csv(reports / "curves" / f"{name}.csv"):  # a given tokenizer has no history
+                curves[name] = pictures / f"curves_{name}.png"
+                plot(curves[name], rows, f"{name}: {numbers[name]['step']} steps")
         run.metrics("summary", summary)
         write_page(
             reports / "index.html",

@@ -29,6 +29,9 @@ def test_the_committed_file_passes():
         ("+foo=1", "foo is not a parameter"),
         ("pretrain.ssl_batch=48", "pretrain.ssl_batch=48"),
         ("tokenizer.patch=24", "tokenizer.patch=24"),
+        ("tokenizer.source=/weights", "must be train or pretrained:/absolute/path"),
+        ("tokenizer.source=pretrained:weights", "tokenizer.source=weights must be absolute"),
+        ("pretrain.init_from=weights", "pretrain.init_from=weights must be absolute"),
         ("data.source=parquet", "data.path is null"),
         ("data.path=here", "must be absolute"),
         ("model.sizes.small.encoder.heads=5", "model.sizes.small.encoder.width"),
@@ -44,6 +47,15 @@ def test_a_bad_value_gives_one_line_that_names_it(override, words):
         load([override])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_given_tokenizer_is_used_as_it_is_or_trained_on_not_both():
+    assert load().given_tokenizer is None
+    assert str(load(["pretrain.init_from=/a/b-c"]).given_tokenizer) == "/a/b-c"
+    # Its own patch counts, which is known when it is read.
+    assert str(load(["tokenizer.source=pretrained:/a/b", "tokenizer.patch=24"]).given_tokenizer) == "/a/b"
+    with pytest.raises(ConfigError, match=r"tokenizer\.source and pretrain\.init_from both name a tokenizer"):
+        load(["tokenizer.source=pretrained:/a/b", "pretrain.init_from=/a/b"])
 
 
 @pytest.mark.trap

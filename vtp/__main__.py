@@ -37,10 +37,13 @@ def recipe(name: str | None, overrides: tuple[str, ...]) -> None:
 @main.command()
 @click.argument("overrides", nargs=-1)
 def pin(overrides: tuple[str, ...]) -> None:
-    """Pin the outside data of data.source and data.path under data/inputs/ (files, sizes, checksums)."""
+    """Pin what comes from outside under data/inputs/ (files, sizes, checksums): data.path, and the tokenizer begun with."""
     from vtp.data import pins
+    from vtp.models.pretrained import FILES
 
-    click.echo(f"wrote {pins.write_pin(load(list(overrides)).data, ROOT / 'data' / 'inputs')}")
+    params, inputs = load(list(overrides)), ROOT / "data" / "inputs"
+    click.echo(f"wrote {pins.write_pin(params.data, inputs)}")
+    click.echo(f"wrote {pins.write_tokenizer_pin(params.given_tokenizer, FILES, inputs)}")
 
 
 @main.command()

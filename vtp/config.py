@@ -16,6 +16,9 @@ from vtp.typed import ConfigError, Range, build
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout this code was imported from."""
 
+PRETRAINED = "pretrained:"
+"""What `tokenizer.source` begins with where it names a folder."""
+
 Count = Annotated[int, Range(least=1)]
 Whole = Annotated[int, Range(least=0)]
 Rate = Annotated[float, Range(least=0, most=1)]
@@ -90,6 +93,7 @@ class DecoderParams:
 
 @dataclass(frozen=True)
 class TokenizerParams:
+    source: str
     patch: Count
     latent_channels: Count
     rope: Literal["float32", "bfloat16"]
@@ -150,6 +154,7 @@ class SslParams:
 
 @dataclass(frozen=True)
 class PretrainParams:
+    init_from: str | None
     objective: Literal["ae", "clip+ae", "ssl+ae", "clip+ssl+ae"]
     contrast: Literal["softmax", "sigmoid"]
     data_fraction: Annotated[float, Range(above=0, most=1)]
@@ -303,6 +308,12 @@ class Params:
         """The row of `model.sizes` that `model.size` names."""
         return self.model.sizes[self.model.size]
 
+    @property
+    def given_tokenizer(self) -> Path | None:
+        """The folder of a tokenizer from outside, to go on from or to use as it is; None without one."""
+        source, start = self.tokenizer.source, self.pretrain.init_from
+        return Path(source.removeprefix(PRETRAINED)) if source != "train" else Path(start) if start else None
+
 
 def load(overrides: list[str] | None = None, file: Path = ROOT / "params.yaml") -> Params:
     """params.yaml with Hydra overrides (`pretrain.steps=10`), typed and checked.
@@ -351,17 +362,7 @@ def _check(p: Params) -> None:
             raise ConfigError(f"{key}.width={part.width} does not divide by {step}, as heads={part.heads} needs.")
     if p.dit.width % (4 * p.dit.heads):
         raise ConfigError(f"dit.width={p.dit.width} does not divide by {4 * p.dit.heads}, as dit.heads={p.dit.heads} needs.")
-    views = p.pretrain.views
-    for key, pixels in (
-        ("data.image_size", p.data.image_size),
-        ("pretrain.views.global_size", views.global_size),
-        ("pretrain.views.local_size", views.local_size),
-    ):
-        if pixels % p.tokenizer.patch:
-            raise ConfigError(f"{key}={pixels} is not a multiple of tokenizer.patch={p.tokenizer.patch}.")
-    grid = p.data.image_size // p.tokenizer.patch
-    if grid % p.dit.patch:
-        raise ConfigError(f"dit.patch={p.dit.patch} does not divide the latent grid of {grid} x {grid}.")
+    _check_tokenizer(p)
     for key in ("ssl_batch", "reconstruction_batch"):
         part_batch = getattr(p.pretrain, key)
         if p.pretrain.batch % part_batch:
@@ -385,3 +386,28 @@ def _check(p: Params) -> None:
         if given != needed:
             odd = ", ".join(sorted(given ^ needed))
             raise ConfigError(f"{key} must name exactly {', '.join(sorted(needed))}; look at {odd}.")
+
+
+def _check_tokenizer(p: Params) -> None:
+    """Where the tokenizer comes from; and that pictures divide into its patches, which a given one says for itself."""
+    source = p.tokenizer.source
+    if source != "train" and not source.startswith(PRETRAINED):
+        raise ConfigError(f"tokenizer.source={source} must be train or {PRETRAINED}/absolute/path.")
+    if source != "train" and p.pretrain.init_from is not None:
+        raise ConfigError("tokenizer.source and pretrain.init_from both name a tokenizer; nothing is trained on the first.")
+    if p.given_tokenizer is not None and not p.given_tokenizer.is_absolute():
+        key = "pretrain.init_from" if source == "train" else "tokenizer.source"
+        raise ConfigError(f"{key}={p.given_tokenizer} must be absolute, or a copy of the checkout would not find it.")
+    if source != "train":
+        return
+    views, patch = p.pretrain.views, p.tokenizer.patch
+    for key, pixels in (
+        ("data.image_size", p.data.image_size),
+        ("pretrain.views.global_size", views.global_size),
+        ("pretrain.views.local_size", views.local_size),
+    ):
+        if pixels % patch:
+            raise ConfigError(f"{key}={pixels} is not a multiple of tokenizer.patch={patch}.")
+    grid = p.data.image_size // patch
+    if grid % p.dit.patch:
+        raise ConfigError(f"dit.patch={p.dit.patch} does not divide the latent grid of {grid} x {grid}.")

@@ -5,6 +5,7 @@ Numbers in Inception's features are called FID; in the metric network's they are
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vtp.config import EvaluateParams
-from vtp.data.captions import tokenize
+from vtp.data.captions import VOCABULARY, tokenize
 from vtp.data.shards import Prepared, Split
 from vtp.metrics.features import extract
 from vtp.metrics.generation import Describe, compare, frechet, inception
@@ -26,6 +27,8 @@ from vtp.metrics.understanding import (
 )
 from vtp.models.metric_network import MetricNetwork
 from vtp.models.tokenizer import VisualTokenizer
+
+log = logging.getLogger(__name__)
 
 Values = dict[str, float | int | None]
 
@@ -41,7 +44,7 @@ def understanding(tokenizer: VisualTokenizer, data: Prepared, params: EvaluatePa
     """Zero-shot and linear-probe accuracy on the validation pictures, each also by factor where classes have factors.
 
     The trunk's feature is the class token beside the mean of the patches; the bottleneck's is the mean latent, all that a
-    diffusion transformer is given. Zero-shot numbers are None for a tokenizer trained without captions.
+    diffusion transformer is given. Zero-shot numbers are None for a tokenizer that cannot be asked in words.
     """
     classes = data.classes
     factors = sorted(classes[0].factors)
@@ -57,9 +60,11 @@ def understanding(tokenizer: VisualTokenizer, data: Prepared, params: EvaluatePa
             values[f"{name}_{factor}_top1"] = None if predicted is None else factor_accuracy(predicted, truth, by_class, factor)
 
     guessed = None
-    if tokenizer.options.text is not None:
+    if (reason := speechless(tokenizer)) is None:
         prompts = prompt_features([entry.name for entry in classes], params.templates, tokenizer, device)
         guessed = zero_shot_predictions(described["validation"]["image"], zero_shot_classifier(prompts))
+    else:
+        log.info("no zero-shot accuracy: %s", reason)
     record("zero_shot", guessed)
     for kind in ("trunk", "bottleneck"):
         train = described["train"][kind].to(device)
@@ -88,13 +93,23 @@ def _describe(tokenizer: VisualTokenizer, split: Split, params: EvaluateParams, 
             "trunk": torch.cat([found.cls, found.patches.mean(1)], dim=1),
             "bottleneck": tokenizer.encoder.bottleneck(found.patches).mean(1),
         }
-        if tokenizer.options.text is not None:
+        if speechless(tokenizer) is None:
             parts["image"] = tokenizer.project(found)
         widths.update({name: part.shape[1] for name, part in parts.items()})
         return torch.cat([part.float() for part in parts.values()], dim=1)
 
     table = extract(features, lambda i: split.image(int(rows[i])), len(rows), batch=params.batch, device=device)
     return dict(zip(widths, table.split(list(widths.values()), dim=1), strict=True))
+
+
+def speechless(tokenizer: VisualTokenizer) -> str | None:
+    """Why a tokenizer cannot be asked in words; None if it can."""
+    text = tokenizer.options.text
+    if text is None:
+        return "the tokenizer was trained without captions"
+    if text.vocabulary != VOCABULARY:
+        return f"the tokenizer's text tower knows {text.vocabulary} caption ids, CLIP's vocabulary has {VOCABULARY}"
+    return "the tokenizer's text tower does not pool" if text.pool == "none" else None
 
 
 def prompt_features(names: Sequence[str], templates: Sequence[str], tokenizer: VisualTokenizer, device: torch.device) -> Tensor:

@@ -14,7 +14,7 @@ from vtp.config import SampleParams
 from vtp.data.latents import load_statistics
 from vtp.data.pictures import prepare
 from vtp.data.shards import ClassInfo
-from vtp.evaluation import decoded, prompt_features
+from vtp.evaluation import decoded, prompt_features, speechless
 from vtp.metrics.reconstruction import psnr
 from vtp.metrics.understanding import zero_shot_classifier
 from vtp.models.dit import DiT
@@ -75,10 +75,10 @@ def classified(tokenizer: VisualTokenizer, pixels: Tensor, labels: Sequence[str]
     """Probability of every label for every picture by zero-shot prompts: (B, labels), rows sum to 1.
 
     Raises:
-        ValueError: the tokenizer was trained without captions.
+        ValueError: the tokenizer cannot be asked in words.
     """
-    if tokenizer.options.text is None:
-        raise ValueError("this tokenizer was trained without captions, so it cannot classify by words.")
+    if (reason := speechless(tokenizer)) is not None:
+        raise ValueError(f"{reason}, so it cannot classify by words.")
     prompts = prompt_features(labels, templates, tokenizer, torch.device("cpu"))
     scores = tokenizer.logit_scale.exp() * tokenizer.encode_image(pixels) @ zero_shot_classifier(prompts).T
     return scores.softmax(dim=1)

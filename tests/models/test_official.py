@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtp import VisualTokenizer
-from vtp.models.official import KEYS, from_config, misread, to_config
+from vtp.models.official import KEYS, from_config, to_config
+from vtp.models.options import misread
 from vtp.models.text import TextOptions, TextTower
 from vtp.seeding import generator
 

@@ -74,8 +74,14 @@ def test_running_mean_is_the_mean_of_the_window() -> None:
 
 def test_histories_that_say_nothing_are_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="at least one row"):
-        write_csv(tmp_path / "a.csv", [])
+        plot(tmp_path / "a.png", [], "empty")
     with pytest.raises(ValueError, match=r"row 1 .* has no step"):
         write_csv(tmp_path / "a.csv", [{"step": 0, "loss": 1.0}, {"loss": 1.0}])
     with pytest.raises(ValueError, match="no scalar"):
         plot(tmp_path / "a.png", [{"step": 0}], "empty")
+
+
+def test_a_history_without_rows_is_a_header_alone(tmp_path) -> None:
+    write_csv(tmp_path / "a.csv", [])
+    assert (tmp_path / "a.csv").read_text() == "step\n"
+    assert read_csv(tmp_path / "a.csv") == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vtp.models.official import TokenizerOptions, misread
+from vtp.models.options import TokenizerOptions, misread
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,18 @@ class Card:
     origin: str = "Saved with `VisualTokenizer.save_pretrained`; nothing is recorded about its training."
     license: str = "other"
     metrics: Mapping[str, float | int | None] = field(default_factory=dict)
+
+    @classmethod
+    def of_stage(cls, stage: str, given: bool, numbers: Mapping[str, float | int | None]) -> Card:
+        """The card of what a stage of the pipeline exports.
+
+        Args:
+            given: whether the weights began as somebody else's; then theirs is the license, and nobody here knows it.
+            numbers: of the last step.
+        """
+        begun = " It began with weights from outside, whose terms hold for it." if given else ""
+        origin = f"Exported by the stage `{stage}` of the Open VTP pipeline.{begun}"
+        return cls(origin, "other" if given else "apache-2.0", {f"{stage}: {name}": value for name, value in numbers.items()})
 
 
 def render(card: Card, options: TokenizerOptions, parameters: Mapping[str, int]) -> str:

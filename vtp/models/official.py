@@ -6,65 +6,19 @@ dtype RoPE is applied in) lies under `open_vtp` in the configuration and in `vtp
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from vtp.models.blocks import BlockOptions
 from vtp.models.decoder import DecoderOptions
 from vtp.models.encoder import EncoderOptions
+from vtp.models.options import LogitOptions, TokenizerOptions
 from vtp.models.text import TextOptions
 
 PREFIXES = {"trunk.": "encoder.", "pixel_decoder.": "decoder."}
 TOP_LEVEL = ("visual_proj.", "logit_scale", "logit_bias")
 ROPE_DTYPES = ("bfloat16", "float32")
-
-
-@dataclass(frozen=True)
-class LogitOptions:
-    """How similarities are scaled: logits = exp(scale) * cosine + bias.
-
-    Attributes:
-        scale: start of the learned scale; None is ln(1 / 0.07), CLIP's.
-        bias: start of the learned bias (SigLIP's is -10); None: there is none.
-        vector: both are of shape (1,) in place of ().
-    """
-
-    scale: float | None = None
-    bias: float | None = None
-    vector: bool = False
-
-
-SIGLIP = LogitOptions(scale=math.log(10), bias=-10.0)
-"""Where the sigmoid loss starts (arXiv 2303.15343, section 3.2)."""
-
-
-@dataclass(frozen=True)
-class TokenizerOptions:
-    """Everything that shapes a visual tokenizer.
-
-    Attributes:
-        image_size: side in pixels it was trained at; the networks take any multiple of the patch.
-        decoder: None for an encoder that cannot paint.
-        text: None for a tokenizer trained without captions.
-        clip_feature: what the contrastive head reads: `cls` or `pooled`, the mean of the patches.
-        bottleneck_for_all: True: the contrastive and self-distillation heads read the C latent channels too.
-    """
-
-    image_size: int
-    encoder: EncoderOptions
-    decoder: DecoderOptions | None
-    text: TextOptions | None
-    clip_feature: str
-    bottleneck_for_all: bool
-    logit: LogitOptions = LogitOptions()
-
-    def with_rope(self, dtype: str) -> TokenizerOptions:
-        """The same tokenizer with RoPE applied in another dtype, in both networks."""
-        encoder = replace(self.encoder, block=replace(self.encoder.block, rope=dtype))
-        decoder = self.decoder and replace(self.decoder, block=replace(self.decoder.block, rope=dtype))
-        return replace(self, encoder=encoder, decoder=decoder)
 
 
 @dataclass(frozen=True)
@@ -303,17 +257,6 @@ def _impossible(values: Mapping[str, Any]) -> list[str]:
             reason = f" ({why})" if why else ""
             wrong.append(f"{side}_embed_dim={width} does not divide by {parts * heads} for {side}_num_heads={heads}{reason}")
     return wrong
-
-
-def misread(options: TokenizerOptions) -> list[str]:
-    """What of a tokenizer the published inference code would read wrongly, a phrase each; this project reads all of it."""
-    encoder = options.encoder
-    found = []
-    if encoder.patch != 16 and options.decoder is not None:
-        found.append(f"patch={encoder.patch}, where it shuffles pixels by 16")
-    if encoder.registers:
-        found.append(f"registers={encoder.registers}, which it does not have")
-    return found
 
 
 def to_official(name: str) -> str:

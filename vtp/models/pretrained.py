@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from vtp import artifacts
 from vtp.models.blocks import Rope
 from vtp.models.card import Card, render
-from vtp.models.official import TokenizerOptions, from_config, from_official, misread, to_config, to_official
+from vtp.models.official import from_config, from_official, to_config, to_official
+from vtp.models.options import TokenizerOptions, misread
 
 log = logging.getLogger(__name__)
 

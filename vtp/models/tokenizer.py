@@ -19,7 +19,7 @@ from vtp.models.card import Card
 from vtp.models.decoder import Decoder
 from vtp.models.encoder import Encoder, Features
 from vtp.models.hub import fetch
-from vtp.models.official import TokenizerOptions
+from vtp.models.options import TokenizerOptions
 from vtp.models.text import TextOptions, TextTower
 
 MEAN = (0.485, 0.456, 0.406)

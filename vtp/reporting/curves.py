@@ -27,11 +27,11 @@ SMOOTH_FROM = 60
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """One line per row, `step` first, then the scalars as they first appear; empty where a row lacks one.
+    """One line per row, `step` first, then the scalars as they first appear; empty where a row lacks one; no rows, a header.
 
     Nine significant digits, which hold every float32 exactly; the same rows give the same bytes.
     """
-    names = _scalars(rows)
+    names = _scalars(rows) if rows else []
     with aside(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["step", *names])

@@ -1,0 +1,81 @@
+"""The pipeline from a tokenizer in the published layout: used as it is to samples and a report; trained on; pinned."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.clones import TINY, change, clone, sh
+
+pytestmark = pytest.mark.slow
+
+ORACLE = Path(__file__).parent / "oracles" / "vtp_a"
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory) -> Path:
+    """A folder in the published layout, outside of the project."""
+    folder = tmp_path_factory.mktemp("given") / "VTP-Tiny-f16d16"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(ORACLE / name, folder / name)
+        (folder / name).chmod(0o644)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    return clone(tmp_path_factory.mktemp("clone") / "project")
+
+
+def test_a_given_tokenizer_ends_in_samples_and_a_report(project, official):
+    change(project, *TINY, f"tokenizer.source=pretrained:{official}")
+    assert "run `python -m vtp pin`" in sh(project, "dvc", "repro", ok=False)
+    sh(project, sys.executable, "-m", "vtp", "pin")
+    sh(project, "dvc", "repro")
+    for stage in ("pretrain", "finetune_decoder"):
+        given, made = load_file(official / "model.safetensors"), load_file(project / "data" / stage / "model.safetensors")
+        assert given.keys() == made.keys()
+        changed = {name.split(".")[0] for name in given if not given[name].equal(made[name])}
+        assert changed == (set() if stage == "pretrain" else {"pixel_decoder"})
+    assert (project / "data" / "pretrain" / "model.safetensors").read_bytes() == (official / "model.safetensors").read_bytes()
+    numbers = json.loads((project / "reports" / "pretrain.json").read_text())
+    assert numbers["loss"] is None
+    assert numbers["step"] == 0
+    summary = json.loads((project / "reports" / "summary.json").read_text())
+    assert summary["objective"] == "given"
+    assert summary["zero_shot_top1"] is None  # a vocabulary of 512 ids cannot be asked in words
+    assert summary["linear_probe_top1"] > 0
+    assert (project / "reports" / "pictures" / "samples.png").is_file()
+    for command in ("metrics", "plots"):
+        sh(project, "dvc", command, "show")
+    assert "license: other" in (project / "data" / "finetune_decoder" / "README.md").read_text()
+    # A cut file is noticed, whatever DVC remembers: the stage runs again when its parameters change.
+    with (official / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    change(project, *TINY, f"tokenizer.source=pretrained:{official}", "tokenizer.patch=8", "dit.patch=2")
+    assert "model.safetensors has another size" in sh(project, "dvc", "repro", "pretrain", ok=False)
+
+
+def test_training_goes_on_from_a_tokenizer_of_the_same_form(project, tmp_path):
+    change(project, *TINY)
+    sh(project, sys.executable, "-m", "vtp", "pin")
+    sh(project, "dvc", "repro", "pretrain")
+    start = tmp_path / "start"
+    shutil.copytree(project / "data" / "pretrain", start)
+    first = json.loads((project / "reports" / "pretrain.json").read_text())
+    change(project, *TINY, f"pretrain.init_from={start}")
+    sh(project, sys.executable, "-m", "vtp", "pin")
+    sh(project, "dvc", "repro", "pretrain")
+    second = json.loads((project / "reports" / "pretrain.json").read_text())
+    assert second["step"] == first["step"]
+    assert second["loss"] < first["loss"]
+    change(project, *TINY, f"pretrain.init_from={start}", "data.context_length=20", "tokenizer.encoder.qk_norm=false")
+    said = sh(project, "dvc", "repro", "pretrain", ok=False)
+    assert "text.context_length (24, not 20)" in said
+    assert "encoder.block.qk_norm (True, not False)" in said

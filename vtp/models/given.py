@@ -1,0 +1,39 @@
+"""Tokenizers from outside: used as they are, or trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vtp.models.options import mismatches
+from vtp.models.tokenizer import VisualTokenizer
+
+
+def as_it_is(folder: Path, image_size: int) -> VisualTokenizer:
+    """The tokenizer in `folder`, for a pipeline that trains at `image_size` pixels.
+
+    Raises:
+        ValueError: it cannot paint, or pictures of that size do not divide into its patches.
+    """
+    tokenizer = VisualTokenizer.from_pretrained(folder)
+    if tokenizer.options.decoder is None:
+        raise ValueError(f"{folder} has no decoder (train_reconstruction is false); what comes after it needs one.")
+    patch = tokenizer.options.encoder.patch
+    if image_size % patch:
+        raise ValueError(f"data.image_size={image_size} is not a multiple of {patch}, the patch of {folder}.")
+    return tokenizer
+
+
+def go_on_from(tokenizer: VisualTokenizer, folder: Path) -> None:
+    """Give a new tokenizer the weights in `folder`, whose form must be the same: captions of that length, that patch and so on.
+
+    Raises:
+        ValueError: naming everything that differs.
+    """
+    given = VisualTokenizer.from_pretrained(folder)
+    wrong = mismatches(tokenizer.options, given.options)
+    if wrong:
+        raise ValueError(
+            f"pretrain.init_from={folder} has another form than the parameters ask for: {', '.join(wrong)}; "
+            "set model.sizes, tokenizer, pretrain.objective and data.context_length (text.context_length) to its values."
+        )
+    tokenizer.load_state_dict(given.state_dict())
