@@ -17,6 +17,7 @@ import torch
 from tests.tasks.conftest import KINDS, batch_of, build
 from vtp.engine.checkpoint import Checkpoints
 from vtp.engine.loop import fit
+from vtp.engine.watch import Watch
 from vtp.tracking import Track
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -40,6 +41,7 @@ def losses(kind: str) -> list[float]:
             log_every=1,
             picture_every=STEPS,
             compiled=False,
+            watch=Watch(torch.device("cpu"), task.batch, profile=None, folder=Path(folder)),
         )
     return [row["loss"] for row in end.history]
 

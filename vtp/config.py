@@ -278,6 +278,7 @@ class RunParams:
     workers: Whole
     microbatch: Count | None
     compile: bool
+    profile: Count | None
     save_every: Count
     log_every: Count
     picture_every: Count

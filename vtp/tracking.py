@@ -203,23 +203,24 @@ class Bar:
     def __init__(self, label: str, total: int, initial: int, *, shown: bool) -> None:
         self._label, self._total, self._step, self._shown = label, total, initial, shown
         self._loss: float | None = None
-        self._rate, self._images = 0.0, 0
+        self._figures, self._rate, self._images = "", 0.0, 0
         self._counted = self._told = time.monotonic()
         terminal = shown and sys.stderr.isatty()
         self._tqdm = tqdm(total=total, initial=initial, desc=label, unit="step", dynamic_ncols=True) if terminal else None
 
-    def advance(self, images: int, loss: float | None = None) -> None:
+    def advance(self, images: int, loss: float | None = None, figures: str | None = None) -> None:
         """One step is done.
 
         Args:
             images: of the global batch.
-            loss: to show from now on; None keeps the one shown (reading a loss makes the host wait for the device).
+            loss, figures: to show from now on; None keeps those shown (reading a loss makes the host wait for the device).
         """
         if not self._shown:
             return
         self._step += 1
         self._images += images
         self._loss = self._loss if loss is None else loss
+        self._figures = self._figures if figures is None else figures
         now = time.monotonic()
         if now - self._counted >= RATE_INTERVAL:
             self._rate, self._images, self._counted = self._images / (now - self._counted), 0, now
@@ -250,8 +251,8 @@ class Bar:
         log.info("%s step %d/%d: %s", self._label, self._step, self._total, self._facts())
 
     def _facts(self) -> str:
-        facts = [f"loss {self._loss:.4g}"] if self._loss is not None else []
-        return ", ".join([*facts, f"{self._rate:.0f} images/s"] if self._rate else facts) or "no figures yet"
+        facts = [f"loss {self._loss:.4g}" if self._loss is not None else "", f"{self._rate:.0f} images/s" if self._rate else ""]
+        return ", ".join(fact for fact in (*facts, self._figures) if fact) or "no figures yet"
 
 
 def publish(

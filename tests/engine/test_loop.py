@@ -13,6 +13,7 @@ from tests.tasks.conftest import KINDS, batch_of, build
 from vtp.artifacts import BrokenArtifact
 from vtp.engine.checkpoint import Checkpoints, Prefix
 from vtp.engine.loop import Batches, NotFinite, fit, means, settle
+from vtp.engine.watch import Watch
 from vtp.tasks.base import Task
 from vtp.tracking import Track
 
@@ -48,6 +49,7 @@ def run(
         log_every=log_every,
         picture_every=4,
         compiled=False,
+        watch=Watch(torch.device("cpu"), task.batch, profile=None, folder=folder),
     )
     assert end.step == task.steps
     return end.history
@@ -179,5 +181,6 @@ def test_training_lowers_the_loss(kind, tmp_path):
         log_every=10,
         picture_every=steps,
         compiled=False,
+        watch=Watch(torch.device("cpu"), task.batch, profile=None, folder=tmp_path),
     ).history
     assert history[-1][key] < 0.9 * history[0][key]

@@ -17,6 +17,7 @@ from tests.tasks.conftest import KINDS, batch_of, build
 from vtp import dist
 from vtp.engine.checkpoint import Checkpoints
 from vtp.engine.loop import fit
+from vtp.engine.watch import Watch
 from vtp.tracking import Track
 
 WORLD, STEPS = 2, 6
@@ -43,6 +44,7 @@ def train(kind: str, folder: Path, *, signalled: bool = False) -> None:
         log_every=1,
         picture_every=STEPS,
         compiled=False,
+        watch=Watch(torch.device("cpu"), task.batch, profile=None, folder=folder / "profile"),
     )
     (folder / f"{kind}.{dist.rank()}.json").write_text(json.dumps(end.history))
     save_file(dict(task.models.state_dict()), folder / f"{kind}.{dist.rank()}.safetensors")

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from vtp import dist, stopping
 from vtp.engine.checkpoint import Checkpoints, State
+from vtp.engine.feed import Feed
 from vtp.engine.flops import counted
 from vtp.engine.optim import average, clip, optimizers, parameters_of, set_rate
 from vtp.engine.parallel import average_gradients, compile_blocks, same_start
+from vtp.engine.watch import Watch, told, unmarked
 from vtp.seeding import Draws
 from vtp.stopping import NotFinite
 from vtp.tasks.base import Backward, Batch, Phase, Report, Task
@@ -42,6 +44,7 @@ def fit(
     log_every: int,
     picture_every: int,
     compiled: bool,
+    watch: Watch,
 ) -> State:
     """Train `task` to its last step, going on from the newest checkpoint.
 
@@ -68,23 +71,26 @@ def fit(
         track.scalars(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
     if compiled:
         compile_blocks(task.models)
+    feed = Feed(device)
     recent: list[tuple[int, dict[str, Tensor]]] = []
     bar = track.bar(task.steps, state.step)
     with stopping.noted() as request:
-        for step, batch in zip(range(state.step, task.steps), batches(state.step, task.steps), strict=True):
-            batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        for step, batch in zip(range(state.step, task.steps), watch.batches(batches(state.step, task.steps)), strict=True):
+            batch = feed(batch)
             draws = Draws(seed, step, device)
             scalars: dict[str, Tensor] = {}
             with contextlib.nullcontext() if state.flops else counted(state, compiled):
                 for phase in task.phases:
-                    scalars |= update(task, phase, state, batch, draws)
+                    scalars |= update(task, phase, state, batch, draws, watch.mark)
             for pair in task.averages:
                 average(pair, step)
+            watch.mark("averages")
+            watch.step()
             state.step = step + 1
             recent.append((step, scalars))
             stop, last = dist.any_rank(request.made), state.step == task.steps
             save, show = stop or checkpoints.due(state.step, task.steps), last or state.step % log_every == 0
-            loss = None
+            loss = figures = None
             if save or show:
                 # Numbers leave the device here only, so that the steps between queue up without waiting for it.
                 state.pending += settle(recent)
@@ -94,8 +100,9 @@ def fit(
                 state.pending.clear()
                 row["loss"] = loss = sum(task.weights[name] * value for name, value in row.items() if name in task.weights)
                 state.history.append({"step": state.step, **row})
-                track.scalars(state.step, row)
-            bar.advance(task.batch, loss)
+                figures = watch.row(state.flops)
+                track.scalars(state.step, row | figures)
+            bar.advance(task.batch, loss, told(figures) if figures else None)
             if last or state.step % picture_every == 0:
                 for name, pictures in task.pictures(batch).items():
                     picture(name, pictures, state.step)
@@ -106,11 +113,17 @@ def fit(
                 log.info("asked to stop: step %d is saved, and the same command goes on from it", state.step)
                 raise stopping.Stopped
     bar.close()
+    watch.close()
     return state
 
 
-def update(task: Task, phase: Phase, state: State, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-    """One phase of one step: its backward passes, then one optimizer step. Returns what the task reports."""
+def update(
+    task: Task, phase: Phase, state: State, batch: Batch, draws: Draws, mark: Callable[[str], None] = unmarked
+) -> dict[str, Tensor]:
+    """One phase of one step: its backward passes, then one optimizer step. Returns what the task reports.
+
+    `mark` is told the name of each piece as it ends: the terms of a pass, then "optimizer".
+    """
     optimizer = state.optimizers[phase.name]
     for other in state.optimizers.values():
         for parameter in parameters_of(other):
@@ -130,6 +143,7 @@ def update(task: Task, phase: Phase, state: State, batch: Batch, draws: Draws) -
             case Backward():
                 item.total().backward()
                 worked = True
+                mark("_".join(item.terms))
         del item
     if worked:
         parameters = parameters_of(optimizer)
@@ -138,6 +152,7 @@ def update(task: Task, phase: Phase, state: State, batch: Batch, draws: Draws) -
         set_rate(optimizer, phase.optimizer, draws.step, task.steps)
         optimizer.step()
         optimizer.zero_grad()
+        mark("optimizer")
     return scalars
 
 

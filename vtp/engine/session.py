@@ -11,6 +11,7 @@ from vtp import artifacts, dist
 from vtp.config import RunParams
 from vtp.engine.checkpoint import Checkpoints, Prefix, State
 from vtp.engine.loop import Batches, fit
+from vtp.engine.watch import Watch
 from vtp.run import Run
 from vtp.tasks.base import Task
 from vtp.tracking import Track
@@ -64,6 +65,7 @@ def train(task: Task, batches: Batches, run: Run, how: RunParams, *, seed: int, 
             log_every=how.log_every,
             picture_every=how.picture_every,
             compiled=how.compile,
+            watch=Watch(device, task.batch, profile=how.profile, folder=run.work / "profile"),
         )
         track.final({name: value for name, value in end.history[-1].items() if name != "step"})
     return end
