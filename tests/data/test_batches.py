@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from vtp import dist
+from vtp.config import ROOT
 from vtp.data import batches
 from vtp.data.batches import Batches
 from vtp.data.order import Order
@@ -93,3 +96,14 @@ def test_a_stream_can_be_left_in_the_middle(prepared: Path) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
     del stream
     assert set(multiprocessing.active_children()) <= before
+
+
+def test_a_process_that_failed_in_the_middle_of_a_stream_ends(prepared: Path) -> None:
+    script = (
+        "from pathlib import Path; from vtp.data.batches import Batches; from vtp.data.shards import Split\n"
+        f"stream = Batches(Split(Path({str(prepared)!r}), 'train'), batch=4, seed=5, workers=2)(0, 1000)\n"
+        "next(stream); raise ValueError('diverged')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "diverged" in done.stderr

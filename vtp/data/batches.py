@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import islice
 
 import torch
@@ -68,6 +71,8 @@ class Batches:
             prefetch_factor=PREFETCH if self.workers else None,
             generator=seeding.generator(self.seed, "loader"),  # otherwise it would draw from the global one
         )
+        if self.workers:
+            _end_at_exit()
         pieces = iter(loader)
         batches = (_join(list(islice(pieces, self.pieces))) for _ in range(start, stop))
         return _ahead(batches) if self.workers else batches
@@ -92,6 +97,12 @@ class _Pieces(Dataset):
 
 def _begin(worker: int) -> None:
     stopping.ignore()
+
+
+@cache
+def _end_at_exit() -> None:
+    """A failed training leaves loading processes, which ignore the SIGTERM that Python sends at its exit and would be awaited for ever."""
+    atexit.register(lambda: [child.kill() for child in multiprocessing.active_children() if child.daemon])
 
 
 def _join(pieces: list[Batch | ValueError]) -> Batch:
