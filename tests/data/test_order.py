@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pickle
+import time
+import tracemalloc
 
 import pytest
 import torch
@@ -62,3 +64,15 @@ def test_a_fraction_visits_an_evenly_spread_share_of_every_shard_again_and_again
 
 def test_the_whole_is_the_fraction_one() -> None:
     assert torch.equal(Order(LENGTHS, 3, 2, 1.0).positions(0, 60), Order(LENGTHS, 3, 2).positions(0, 60))
+
+
+def test_a_step_of_a_hundred_million_samples_is_addressed_at_once_and_in_little_memory() -> None:
+    order = Order([10_000] * 10_000, seed=0, window=8)
+    tracemalloc.start()
+    begun = time.perf_counter()
+    for step in (0, 431_007, 48_828_125):  # the last lies in the 2,000th epoch
+        assert len(order.positions(4096 * step, 4096 * (step + 1))) == 4096
+    took, (_, peak) = time.perf_counter() - begun, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert took < 3  # some hundredths; a list of all samples would take tens of seconds
+    assert peak < 2**24
