@@ -1,4 +1,4 @@
-"""The tokenizer against tensors computed once by the published model code, and its own file format."""
+"""The public methods and the file format; tests/oracles holds every tensor of the published model."""
 
 from __future__ import annotations
 
@@ -14,32 +14,11 @@ from vtp import VisualTokenizer
 from vtp.models.tokenizer import denormalize
 
 ORACLES = Path(__file__).parents[1] / "oracles"
-SIZES = ("64x64", "112x48")
-
-
-def close(value: torch.Tensor, oracle: torch.Tensor) -> None:
-    # The oracle applies RoPE in bfloat16: another CPU's last bits flip single roundings.
-    difference = (value - oracle).abs()
-    assert value.shape == oracle.shape
-    assert difference.max() < 2e-3
-    assert difference.mean() < 1.5e-4
 
 
 @pytest.fixture(scope="module")
 def oracle() -> tuple[VisualTokenizer, dict[str, torch.Tensor]]:
     return VisualTokenizer.from_pretrained(ORACLES / "vtp_a"), load_file(ORACLES / "vtp_a" / "io.safetensors")
-
-
-@pytest.mark.parametrize("size", SIZES)
-@torch.no_grad()
-def test_matches_the_published_model(oracle, size):
-    model, io = oracle
-    image = io[f"{size}.image"]
-    features = model.encoder(image)
-    close(model.encoder.latents(features, image.shape[2] // 16, image.shape[3] // 16), io[f"{size}.latents"])
-    close(model.decoder(io[f"{size}.latents"]), io[f"{size}.decoded"])
-    close(model.project(features), io[f"{size}.clip_image"])
-    close(model.project(features, normalize=False), io[f"{size}.clip_image_raw"])
 
 
 @torch.no_grad()
@@ -49,24 +28,6 @@ def test_pixels_are_normalised_inside(oracle):
     # Not the oracle's own input bit for bit: un-normalising rounds, and bfloat16 RoPE magnifies a last bit.
     torch.testing.assert_close(model.encode(pixels), io["64x64.latents"], atol=2e-3, rtol=0)
     torch.testing.assert_close(model.decode(io["64x64.latents"]), denormalize(io["64x64.decoded"]), atol=2e-3, rtol=0)
-
-
-@torch.no_grad()
-def test_text_matches_the_published_model(oracle):
-    model, io = oracle
-    close(model.encode_text(io["text.tokens"]), io["text.clip_text"])
-    close(model.encode_text(io["text.tokens"], normalize=False), io["text.clip_text_raw"])
-
-
-@torch.no_grad()
-def test_masked_patches_match_the_published_model(oracle):
-    model, io = oracle
-    features = model.encoder(io["64x64.image"], mask=io["mask.masks"])
-    names = [name for name in io if name.startswith("mask.global")]
-    patches = next(io[name] for name in names if "patch" in name)
-    cls = next(io[name] for name in names if "cls" in name)
-    close(features.patches, patches)
-    close(features.cls, cls)
 
 
 def test_reading_and_saving_leaves_the_file_as_it_was(oracle, tmp_path):
@@ -99,14 +60,6 @@ def test_config_has_the_published_keys(oracle, tmp_path):
 def test_wrong_pictures_are_refused_by_name(oracle, pixels, word):
     with pytest.raises(ValueError, match=word):
         oracle[0].encode(pixels)
-
-
-def test_a_truncated_file_is_named(oracle, tmp_path):
-    oracle[0].save_pretrained(tmp_path)
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"model\.safetensors"):
-        VisualTokenizer.from_pretrained(tmp_path)
 
 
 def test_a_tokenizer_that_the_published_code_would_misread_is_saved_with_a_warning(oracle, tmp_path, caplog):
