@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -91,9 +93,39 @@ def test_generate_is_the_same_for_the_same_seed(vtp, project):
     assert (project / "a.png").read_bytes() == (project / "b.png").read_bytes()
     vtp("generate", "--label", "1", "--count", "2", "--seed", "1", "--out", "c.png")
     assert (project / "a.png").read_bytes() != (project / "c.png").read_bytes()
-    pictures = use.generated(project / "data", 1, 3, load().sample, 0)
+    pictures = use.generated(project / "data", [1, 1, 2], load().sample, 0)
     assert pictures.dtype == torch.uint8
     assert pictures.shape[:2] == (3, 3)
+
+
+def test_without_a_label_the_sheet_goes_over_all_classes(vtp, project, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        use, "generated", lambda data, numbers, params, seed: asked.append(numbers) or torch.zeros(10, 3, 32, 32).byte()
+    )
+    vtp("generate", "--count", "10")
+    assert asked == [[0, 0, 1, 1, 2, 2, 3, 3, 4, 4]]
+    assert (project / "generated.png").is_file()
+
+
+def test_without_labels_the_classes_of_the_data_are_chosen_from(vtp, project, monkeypatch):
+    folder = ("--tokenizer", str(project / "data" / "finetune_decoder"))
+    said = vtp("classify", "wide.png", *folder)
+    assert sum(name in said for name in ("red star", "blue ring", "green moon", "white heart", "pink cross")) == 5
+    monkeypatch.setattr(program, "ROOT", project / "elsewhere")
+    with pytest.raises(ConfigError, match=r"classes\.json is missing.*--labels"):
+        vtp("classify", "wide.png", *folder)
+
+
+def test_a_folder_in_the_published_layout_is_used_the_same_way(vtp, project):
+    oracle = str(Path(__file__).parent / "oracles" / "vtp_a")
+    said = vtp("inspect", oracle)
+    assert "visual tokenizer f16d16" in said
+    assert "16 x 4 x 4 of a picture of 64 x 64 pixels" in said
+    assert "77 ids of 512" in said
+    assert " dB" in vtp("reconstruct", "wide.png", "--tokenizer", oracle, "--out", "b.png")
+    with pytest.raises(ValueError, match="knows 512 caption ids, CLIP's vocabulary has 49408, so it cannot classify by words"):
+        vtp("classify", "wide.png", "--labels", "a,b", "--tokenizer", oracle)
 
 
 def test_an_unknown_class_gets_the_nearest_names():

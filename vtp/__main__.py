@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from vtp.artifacts import load_json
 from vtp.config import ROOT, ConfigError, load
+
+if TYPE_CHECKING:
+    from vtp.data.shards import ClassInfo
 from vtp.study.commands import study
 
 
@@ -62,18 +66,21 @@ def results() -> None:
 TOKENIZER = ROOT / "data" / "finetune_decoder"
 PICTURES = click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 FOLDER = click.option(
-    "--tokenizer", "folder", type=click.Path(path_type=Path), default=TOKENIZER, show_default="data/finetune_decoder"
+    "--tokenizer", "folder", default=str(TOKENIZER), show_default="data/finetune_decoder", help="Folder in the published layout."
 )
+HUB = click.option("--hub", is_flag=True, help="It is a name on the Hugging Face Hub, org/name; fetched if it is not there yet.")
 OUT = click.option("--out", type=click.Path(path_type=Path), help="PNG to write.")
 
 
 @main.command()
-@click.argument("folder", type=click.Path(path_type=Path), default=TOKENIZER)
-def inspect(folder: Path) -> None:
+@click.argument("folder", default=str(TOKENIZER))
+@HUB
+def inspect(folder: str, hub: bool) -> None:
     """Show what is in a folder: a tokenizer's or diffusion transformer's sizes, parameters and options."""
     from vtp import use
+    from vtp.models.hub import fetch
 
-    facts = use.inside(folder)
+    facts = use.inside(fetch(folder) if hub else Path(folder))
     width = max(map(len, facts))
     click.echo("\n".join(f"{name:<{width}}  {value}" for name, value in facts.items()))
 
@@ -81,15 +88,16 @@ def inspect(folder: Path) -> None:
 @main.command()
 @PICTURES
 @FOLDER
+@HUB
 @OUT
 @click.option("--size", type=click.IntRange(min=1), help="Side of the square in pixels; default: as in training.")
-def reconstruct(images: tuple[Path, ...], folder: Path, out: Path | None, size: int | None) -> None:
+def reconstruct(images: tuple[Path, ...], folder: str, hub: bool, out: Path | None, size: int | None) -> None:
     """Encode and decode pictures: originals above reconstructions, and the PSNR of each."""
     from vtp import use
     from vtp.models.tokenizer import VisualTokenizer
     from vtp.reporting.pictures import labelled_rows, save_png
 
-    tokenizer = VisualTokenizer.from_pretrained(folder)
+    tokenizer = VisualTokenizer.from_pretrained(folder, hub=hub)
     pixels = use.read_pictures(images, size or tokenizer.options.image_size)
     back, ratios = use.reconstructed(tokenizer, pixels)
     for file, ratio in zip(images, ratios.tolist(), strict=True):
@@ -102,14 +110,18 @@ def reconstruct(images: tuple[Path, ...], folder: Path, out: Path | None, size: 
 @main.command()
 @PICTURES
 @FOLDER
-@click.option("--labels", required=True, help="Names to choose from, separated by commas.")
-def classify(images: tuple[Path, ...], folder: Path, labels: str) -> None:
+@HUB
+@click.option("--labels", help="Names to choose from, separated by commas; default: the classes of the data prepared here.")
+def classify(images: tuple[Path, ...], folder: str, hub: bool, labels: str | None) -> None:
     """Say which of some names fits each picture best, by the text tower, with no training (zero-shot)."""
     from vtp import use
     from vtp.models.tokenizer import VisualTokenizer
 
-    tokenizer = VisualTokenizer.from_pretrained(folder)
-    names = [label.strip() for label in labels.split(",") if label.strip()]
+    tokenizer = VisualTokenizer.from_pretrained(folder, hub=hub)
+    if labels is None:
+        names = [entry.name for entry in _classes("name what to choose from with --labels a,b,c")]
+    else:
+        names = [label.strip() for label in labels.split(",") if label.strip()]
     if not names:
         raise ConfigError(f"--labels={labels!r} names nothing; separate names by commas.")
     pixels = use.read_pictures(images, tokenizer.options.image_size)
@@ -120,22 +132,32 @@ def classify(images: tuple[Path, ...], folder: Path, labels: str) -> None:
 
 
 @main.command()
-@click.option("--label", required=True, help="Name or number of a class.")
+@click.option("--label", help="Name or number of a class; default: a picture each of classes spread over all there are.")
 @click.option("--count", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @OUT
-def generate(label: str, count: int, seed: int, out: Path | None) -> None:
-    """Draw pictures of a class with the diffusion transformer trained here; how, is `sample` in params.yaml."""
+def generate(label: str | None, count: int, seed: int, out: Path | None) -> None:
+    """Draw pictures of classes with the diffusion transformer trained here; how, is `sample` in params.yaml."""
     from vtp import use
-    from vtp.data.shards import ClassInfo
     from vtp.reporting.pictures import captioned, save_png
 
-    classes = [ClassInfo(**entry) for entry in load_json(ROOT / "data" / "prepare" / "classes.json")]
-    number = use.class_number(label, classes)
-    pictures = use.generated(ROOT / "data", number, count, load().sample, seed)
+    classes = _classes("the diffusion transformer was trained on its classes")
+    spread = [i * len(classes) // count for i in range(count)]
+    numbers = spread if label is None else [use.class_number(label, classes)] * count
+    pictures = use.generated(ROOT / "data", numbers, load().sample, seed)
     out = out or Path("generated.png")
-    save_png(out, captioned(pictures, [classes[number].name] * count, 8))
+    save_png(out, captioned(pictures, [classes[number].name for number in numbers], 8))
     click.echo(f"wrote {out}")
+
+
+def _classes(why: str) -> list[ClassInfo]:
+    """The classes of the data prepared here."""
+    from vtp.data.shards import ClassInfo
+
+    file = ROOT / "data" / "prepare" / "classes.json"
+    if not file.is_file():
+        raise ConfigError(f"{file} is missing; `dvc repro prepare` makes it ({why}).")
+    return [ClassInfo(**entry) for entry in load_json(file)]
 
 
 @main.command(name="import-dit")

@@ -19,12 +19,13 @@ from vtp.metrics.reconstruction import psnr
 from vtp.metrics.understanding import zero_shot_classifier
 from vtp.models.dit import DiT
 from vtp.models.lightningdit import size_name
+from vtp.models.options import TokenizerOptions, misread
 from vtp.models.tokenizer import VisualTokenizer
 from vtp.tracking import flatten
 
 
 def inside(folder: Path) -> dict[str, str]:
-    """What lies in a folder, a tokenizer or a diffusion transformer: its options and the parameters of each part.
+    """What lies in a folder, a tokenizer or a diffusion transformer: what it is, its parts, and its options as they are stored.
 
     Raises:
         ValueError: the folder holds neither, or what it holds is broken.
@@ -32,12 +33,7 @@ def inside(folder: Path) -> dict[str, str]:
     config = load_json(folder / "config.json")
     if "model_type" in config:
         tokenizer = VisualTokenizer.from_pretrained(folder)
-        encoder = tokenizer.options.encoder
-        facts = {
-            "what": f"visual tokenizer f{encoder.patch}d{encoder.latent_channels}"
-            + ("" if tokenizer.options.text else ", trained without captions")
-        }
-        parts = dict(tokenizer.named_children())
+        facts, parts = _described(tokenizer.options), dict(tokenizer.named_children())
     else:
         model = DiT.from_pretrained(folder)
         size = size_name(model.options)
@@ -46,6 +42,20 @@ def inside(folder: Path) -> dict[str, str]:
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     facts |= {f"{name} parameters": f"{count:,}" for name, count in counts.items()}
     return facts | {name: str(value) for name, value in flatten(config, ".").items()}
+
+
+def _described(options: TokenizerOptions) -> dict[str, str]:
+    """A tokenizer in a few words."""
+    encoder, text, side = options.encoder, options.text, options.image_size
+    grid = side // encoder.patch
+    facts = {
+        "what": f"visual tokenizer f{encoder.patch}d{encoder.latent_channels}",
+        "latents": f"{encoder.latent_channels} x {grid} x {grid} of a picture of {side} x {side} pixels, its training size",
+        "captions": f"{text.context_length} ids of {text.vocabulary:,}" if text else "trained without",
+    }
+    if odd := misread(options):
+        facts["elsewhere"] = f"the published inference code would decode it wrongly: {'; '.join(odd)}"
+    return facts
 
 
 def read_pictures(files: Sequence[Path], size: int) -> Tensor:
@@ -102,18 +112,18 @@ def class_number(label: str, classes: Sequence[ClassInfo]) -> int:
 
 
 @torch.inference_mode()
-def generated(data: Path, number: int, count: int, params: SampleParams, seed: int) -> Tensor:
-    """Pictures of one class from the diffusion transformer and the decoder below `data`.
+def generated(data: Path, numbers: Sequence[int], params: SampleParams, seed: int) -> Tensor:
+    """A picture of each of these classes from the diffusion transformer and the decoder below `data`.
 
     Returns:
-        uint8 (count, 3, H, W); the same for equal arguments.
+        uint8 (n, 3, H, W); the same for equal arguments.
     """
     model = DiT.from_pretrained(data / "train_dit")
     mean, std = load_statistics(data / "train_dit")
     tokenizer = VisualTokenizer.from_pretrained(data / "finetune_decoder")
     options = model.options
     shape = (options.latent_channels, options.grid, options.grid)
-    noise = torch.stack([torch.randn(shape, generator=seeding.generator(seed, "generate", i)) for i in range(count)])
-    labels = torch.full((count,), number)
+    noise = torch.stack([torch.randn(shape, generator=seeding.generator(seed, "generate", i)) for i in range(len(numbers))])
+    labels = torch.tensor(numbers)
     latents, _ = sampling.draw(model, noise, labels, options.num_classes, params)
     return decoded(tokenizer.decode, latents * std + mean, params.batch, torch.device("cpu"))
