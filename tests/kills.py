@@ -1,7 +1,7 @@
 """Pull the machine from under the pipeline again and again, and hold what comes out against an undisturbed run.
 
-`python -m tests.kills [KILLS] [SEED]` shows the log. Kills are aimed: each waits until a stage's process is there, then a seeded
-part of the time that the stage takes, and ends every process of the clone with SIGKILL. The targets are dealt over the ways of
+`python -m tests.kills [KILLS] [SEED]` shows the log. Kills are aimed: each waits until a stage has used a seeded part of the
+processor time that it takes undisturbed, and ends every process of the clone with SIGKILL. The targets are dealt over the ways of
 running, so that 20 kills meet each of the ten stages twice. Then the same command is repeated to its end. Outs and `dvc.lock`
 must be those of the undisturbed run, byte for byte.
 """
@@ -66,13 +66,16 @@ def processes(folder: Path) -> list[psutil.Process]:
     return [process for process in found if process.pid != psutil.Process().pid]
 
 
-def stages(found: Sequence[psutil.Process]) -> set[str]:
-    """The stages that some of these processes are at."""
-    names = set()
+def stages(found: Sequence[psutil.Process]) -> dict[str, float]:
+    """The stages that some of these processes are at, each with the seconds of processor it has used."""
+    used: dict[str, float] = {}
     for process in found:
         with contextlib.suppress(psutil.Error):
-            names |= {part.removeprefix("stages.") for part in process.cmdline() if re.fullmatch(r"stages\.\w+", part)}
-    return names
+            for part in process.cmdline():
+                if re.fullmatch(r"stages\.\w+", part):
+                    times = process.cpu_times()
+                    used[part[7:]] = used.get(part[7:], 0.0) + times.user + times.system
+    return used
 
 
 def kill_all(folder: Path) -> str:
@@ -80,7 +83,7 @@ def kill_all(folder: Path) -> str:
     hit: set[str] = set()
     for _ in range(3):  # who was about to start a child has started it now
         found = processes(folder)
-        hit |= stages(found)
+        hit |= stages(found).keys()
         for process in found:
             with contextlib.suppress(psutil.Error):
                 process.kill()
@@ -92,16 +95,16 @@ def kill_all(folder: Path) -> str:
     return ", ".join(told) or "between stages"
 
 
-def durations(folder: Path) -> dict[str, float]:
-    """Run the pipeline undisturbed; how long each stage was there, in seconds, in the order they ran."""
+def appetites(folder: Path) -> dict[str, float]:
+    """Run the pipeline undisturbed; the seconds of processor that each stage takes, in the order they run."""
     process = start(folder, "repro")
-    times: dict[str, list[float]] = {}
+    most: dict[str, float] = {}
     while process.poll() is None:
-        for stage in stages(processes(folder)):
-            times.setdefault(stage, []).append(time.monotonic())
-        time.sleep(0.2)
+        for stage, used in stages(processes(folder)).items():
+            most[stage] = max(used, most.get(stage, 0.0))
+        time.sleep(0.1)
     assert process.returncode == 0, f"`dvc repro` in {folder} ended with {process.returncode}"
-    return {stage: seen[-1] - seen[0] for stage, seen in times.items()}
+    return most
 
 
 def repair(folder: Path, mode: str) -> None:
@@ -114,28 +117,28 @@ def repair(folder: Path, mode: str) -> None:
         sh(folder, "dvc", "queue", "remove", "--all", ok=None)
 
 
-def aim(folder: Path, process: subprocess.Popen[bytes], target: str, delay: float) -> bool:
-    """Wait until a stage is there, then as long again as `delay` says; False if the command ended before."""
-    since = time.monotonic()
-    while target not in stages(processes(folder)):
+def aim(folder: Path, process: subprocess.Popen[bytes], target: str, seconds: float) -> bool:
+    """Wait until a stage has used so many seconds of processor, or has just ended; False if the command ended before."""
+    since, seen = time.monotonic(), False
+    while process.poll() is None:
         assert time.monotonic() - since < PATIENCE, f"{target} did not begin"
-        if process.poll() is not None:
-            return False
-        time.sleep(0.1)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=delay)
-    return process.poll() is None
+        used = stages(processes(folder)).get(target)
+        if (used is None and seen) or (used is not None and used >= seconds):
+            return True
+        seen = used is not None
+        time.sleep(0.05)
+    return False
 
 
 def disturbed(folder: Path, mode: str, targets: Mapping[str, float]) -> Iterator[str]:
-    """Run with a kill in each of these stages, so many seconds after it began, then to the end; a line for each kill."""
-    for number, (target, delay) in enumerate(targets.items()):
+    """Run with a kill in each of these stages, at so many seconds of processor, then to the end; a line for each kill."""
+    for number, (target, seconds) in enumerate(targets.items()):
         process = start(folder, mode)
-        reached = aim(folder, process, target, delay)
+        reached = aim(folder, process, target, seconds)
         hit = kill_all(folder)
         process.wait()
         repair(folder, mode)
-        yield f"{mode}: kill {number + 1}, {delay:.1f} s into {target}: " + (f"in {hit}" if reached else "had ended")
+        yield f"{mode}: kill {number + 1}, {seconds:.1f} s into {target}: " + (f"in {hit}" if reached else "had ended")
     sh(folder, *run(folder, mode))
     if mode != "repro":
         repair(folder, "exp run")
@@ -176,7 +179,7 @@ def report(kills: Mapping[str, int], seed: int, second: bool = False) -> Iterato
         # All at once, so that an edit of the working tree meanwhile reaches none.
         names = ("undisturbed", *([AGAIN] if second else []), *kills)
         folders = {name: clone(Path(base).resolve() / re.sub(r"\W+", "_", name), *STEPS) for name in names}
-        lasting = durations(folders["undisturbed"])
+        takes = appetites(folders["undisturbed"])
         expected = outcome(folders["undisturbed"])
         yield from (f"undisturbed: {value[:16]} {name}" for name, value in expected.items())
         if second:
@@ -184,13 +187,13 @@ def report(kills: Mapping[str, int], seed: int, second: bool = False) -> Iterato
             assert outcome(folders[AGAIN]) == expected, f"{AGAIN} ended in other bytes"
             yield f"{AGAIN}: all {len(expected)} sums are equal, dvc.lock is {outcome(folders[AGAIN])['dvc.lock'][:16]}"
         met: Counter[str] = Counter()
-        for mode, hand in deal(list(lasting), kills, rng).items():
-            for line in disturbed(folders[mode], mode, {stage: rng.uniform(0.1, 0.9) * lasting[stage] for stage in hand}):
-                met.update(stage for stage in lasting if re.search(rf": in .*\b{stage}\b", line))
+        for mode, hand in deal(list(takes), kills, rng).items():
+            for line in disturbed(folders[mode], mode, {stage: rng.uniform(0.05, 0.8) * takes[stage] for stage in hand}):
+                met.update(stage for stage in takes if re.search(rf": in .*\b{stage}\b", line))
                 yield line
             assert outcome(folders[mode]) == expected, f"{mode} ended in other bytes"
             yield f"{mode}: ended, all {len(expected)} sums are equal, dvc.lock is {expected['dvc.lock'][:16]}"
-        yield "kills that met a stage: " + ", ".join(f"{stage} {met[stage]}" for stage in lasting)
+        yield "kills that met a stage: " + ", ".join(f"{stage} {met[stage]}" for stage in takes)
 
 
 if __name__ == "__main__":

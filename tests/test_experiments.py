@@ -138,7 +138,7 @@ def test_comments_of_the_parameters_survive_an_experiment(project):
     assert re.findall("#.*", (project / "params.yaml").read_text()) == before
     sh(project, "git", "checkout", "-q", "params.yaml")
     sh(project, "dvc", "exp", "apply", "commented")
-    assert "log_every: 1 " in (project / "params.yaml").read_text()
+    assert "log_every: 1\n" in (project / "params.yaml").read_text()
     assert re.findall("#.*", (project / "params.yaml").read_text()) == before
     sh(project, "git", "checkout", "-q", "params.yaml")
 
