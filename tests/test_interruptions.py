@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,19 +15,6 @@ from tests.clones import TINY, change, environment, sh
 from tests.kills import processes, stages
 
 pytestmark = [pytest.mark.slow, pytest.mark.trap]
-
-
-@pytest.fixture
-def project(finished: Path) -> Iterator[Path]:
-    """The finished clone, which is itself again afterwards."""
-    before = set(finished.glob("runs/*/*"))
-    yield finished
-    for process in processes(finished):
-        process.kill()
-    sh(finished, "git", "checkout", "-q", ".")
-    sh(finished, "dvc", "checkout", "--force")
-    for folder in set(finished.glob("runs/*/*")) - before:
-        shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
 
 
 def start(folder: Path, *command: str) -> subprocess.Popen[str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.clones import TINY, change, clone, sh
+from tests.clones import TINY, change, sh
 
 pytestmark = [pytest.mark.slow, pytest.mark.trap]
 
@@ -33,13 +34,8 @@ def repro(folder: Path) -> set[str]:
     return set(re.findall(r"Running stage '(\w+)'", sh(folder, "dvc", "repro")))
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Path:
-    return clone(tmp_path_factory.mktemp("clone") / "project")
-
-
 def test_the_pipeline_from_nothing_to_a_report(project):
-    assert repro(project) == STAGES
+    assert set(re.findall(r"Running stage '(\w+)'", (project.parent / "said").read_text())) == STAGES
     summary = json.loads((project / "reports" / "summary.json").read_text())
     for name in ("zero_shot_top1", "linear_probe_top1", "linear_probe_bottleneck_top1", "precision", "recall"):
         assert 0 <= summary[name] <= 1
@@ -50,9 +46,7 @@ def test_the_pipeline_from_nothing_to_a_report(project):
     assert "https://" not in page
     for name in re.findall(r'src="([^"]+)"', page):
         assert (project / "reports" / name).is_file(), name
-    # Nothing of a run is left for git but the lock file.
-    status = sh(project, "git", "status", "--porcelain").splitlines()
-    assert {line[3:] for line in status} <= {"dvc.lock"}
+    assert sh(project, "git", "status", "--porcelain") == ""  # nothing of a run is left for git but the lock file
 
     start = time.monotonic()
     assert repro(project) == set()
@@ -77,10 +71,10 @@ def test_the_pipeline_from_nothing_to_a_report(project):
 
 
 def test_solvers_are_compared_on_the_trained_transformer(project):
-    repro(project)
     few = ("--samples", "64", "--batch", "64", "--budgets", "2", "--minutes", "0.2", "--out", "compared")
     assert "| euler | 3 | 2 |" in sh(project, sys.executable, "-m", "benchmarks.solvers", *few)
     assert (project / "compared" / "cpu" / "solvers.png").is_file()
+    shutil.rmtree(project / "compared")
 
 
 def test_a_wrong_override_is_one_line(project):
