@@ -5,12 +5,17 @@ from __future__ import annotations
 from vtp.config import ROOT, Params
 from vtp.run import entry, open_run
 
-TRAININGS = {
+STAGES = {  # reports/<name>.json, and the stage that writes it
+    "prepare": "prepare",
     "pretrain": "pretrain",
     "metric_network": "train_metric_network",
     "finetune_decoder": "finetune_decoder",
+    "latents": "extract_latents",
     "dit": "train_dit",
+    "tokenizer": "evaluate_tokenizer",
+    "generation": "evaluate_generation",
 }
+TRAININGS = ("pretrain", "metric_network", "finetune_decoder", "dit")
 
 
 def main(params: Params) -> None:
@@ -27,10 +32,7 @@ def main(params: Params) -> None:
         from vtp.tracking import publish
 
         reports = ROOT / "reports"
-        numbers = {
-            name: load_json(reports / f"{name}.json")
-            for name in ("prepare", "pretrain", "metric_network", "finetune_decoder", "latents", "dit", "tokenizer", "generation")
-        }
+        numbers = {name: load_json(reports / f"{name}.json") for name in STAGES}
         objective = params.pretrain.objective if params.tokenizer.source == "train" else "given"
         summary = {"objective": objective, **numbers["tokenizer"], **numbers["generation"]}
         data = Prepared.open(ROOT / "data" / "prepare", run.work / "undecodable.txt")
@@ -55,7 +57,8 @@ def main(params: Params) -> None:
             pictures=[pictures / f"{name}.png" for name in ("data", "reconstructions", "samples")],
             parameters=run.parameters,
         )
-        final = {name: {key: value for key, value in values.items() if value is not None} for name, values in numbers.items()}
+        # Under the names that the stages use themselves, so that each figure is one column, from the cache or not.
+        final = {STAGES[name]: {k: v for k, v in values.items() if v is not None} for name, values in numbers.items()}
         publish(run.main, run.variant, run.parameters, final, run_name=params.run.name, tags=params.run.tags)
 
 

@@ -171,6 +171,14 @@ def test_stages_hang_together_as_planned():
     assert "vtp/models/dit.py" not in reachable["pretrain"]
 
 
+def test_the_report_reads_what_each_stage_writes():
+    from stages.report import STAGES
+
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    written = {metric: name for name, stage in stages.items() if name != "report" for metric in stage.get("metrics", ())}
+    assert {f"reports/{name}.json": stage for name, stage in STAGES.items()} == written
+
+
 @pytest.mark.trap
 def test_no_key_is_called_what_dvc_ignores():
     def keys(tree: object, path: str = ""):
