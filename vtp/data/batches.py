@@ -101,7 +101,7 @@ def _begin(worker: int) -> None:
 
 @cache
 def _end_at_exit() -> None:
-    """A failed training leaves loading processes, which ignore the SIGTERM that Python sends at its exit and would be awaited for ever."""
+    """End the loading processes that a failed training leaves: they ignore Python's SIGTERM, and it would wait for ever."""
     atexit.register(lambda: [child.kill() for child in multiprocessing.active_children() if child.daemon])
 
 
