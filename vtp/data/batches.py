@@ -102,7 +102,13 @@ def _begin(worker: int) -> None:
 @cache
 def _end_at_exit() -> None:
     """End the loading processes that a failed training leaves: they ignore Python's SIGTERM, and it would wait for ever."""
-    atexit.register(lambda: [child.kill() for child in multiprocessing.active_children() if child.daemon])
+
+    def end() -> None:
+        for child in multiprocessing.active_children():
+            if child.daemon:
+                child.kill()
+
+    atexit.register(end)
 
 
 def _join(pieces: list[Batch | ValueError]) -> Batch:
