@@ -10,17 +10,20 @@ import itertools
 import json
 import logging
 import platform
+import re
 import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
 from vtp.artifacts import aside
@@ -48,10 +51,37 @@ class Timing:
     peak_gib: float
 
 
-def timed(work: Callable[[], object], device: torch.device, *, warmup: int, runs: int) -> Timing:
-    """Time `work`, by events on a GPU and by the clock on a CPU, after `warmup` runs that are not counted."""
+def timed(work: Callable[[], object], device: torch.device, *, warmup: int, runs: int, quiet: bool = False) -> Timing:
+    """Time `work`, by events on a GPU and by the clock on a CPU, after `warmup` runs that are not counted.
+
+    Args:
+        quiet: after the warm-up nothing may be compiled any more, and nothing may make the host wait for the GPU.
+
+    Raises:
+        RuntimeError: something did, and `quiet` was asked for.
+    """
     for _ in range(warmup):
         work()
+    with _quiet(device) if quiet else nullcontext():
+        return _timed(work, device, runs)
+
+
+@contextmanager
+def _quiet(device: torch.device) -> Iterator[None]:
+    graphs = counters["stats"]["unique_graphs"]
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    if late := counters["stats"]["unique_graphs"] - graphs:
+        raise RuntimeError(f"{late} graphs were compiled after the warm-up.")
+
+
+def _timed(work: Callable[[], object], device: torch.device, runs: int) -> Timing:
     if device.type != "cuda":
         took = []
         for _ in range(runs):
@@ -73,6 +103,40 @@ def timed(work: Callable[[], object], device: torch.device, *, warmup: int, runs
 
 def _timing(took: list[float], peak_gib: float) -> Timing:
     return Timing(statistics.median(took), min(took), max(took), len(took), peak_gib)
+
+
+KINDS = {
+    "matrix products": r"gemm|nvjet|cutlass(?!.*fmha)|cublas|splitK",
+    "attention": r"flash|fmha|sdpa|attention",
+    "convolutions": r"conv|wgrad|dgrad|winograd|implicit|fprop",
+    "optimizer, averages, clipping": r"multi_tensor|foreach|Adam",
+    "fused elementwise": r"triton",
+    "copies": r"Memcpy|Memset|copy|CatArray",
+}
+"""Kinds of kernels by what their names hold; the first that fits counts, and what fits none is plain elementwise."""
+
+
+def profile(work: Callable[[], object], device: torch.device, timing: Timing, *, steps: int = 3) -> dict[str, float]:
+    """Where the time of `work` goes: share of its milliseconds by kind of kernel, and `idle`. The costliest are logged."""
+    if device.type != "cuda":
+        return {}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        for _ in range(steps):
+            work()
+        torch.cuda.synchronize(device)
+    took: dict[str, list[float]] = {}
+    for event in profiler.key_averages():
+        if event.self_device_time_total > 0:
+            took[event.key] = [event.self_device_time_total / 1000 / steps, event.count / steps]
+    shares = dict.fromkeys([*KINDS, "plain elementwise"], 0.0)
+    for name, (milliseconds, _) in took.items():
+        kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, name, re.I)), "plain elementwise")
+        shares[kind] += milliseconds / timing.milliseconds
+    shares["idle"] = 1 - sum(shares.values())
+    for name, (milliseconds, count) in sorted(took.items(), key=lambda item: -item[1][0])[:40]:
+        log.info("%8.2f ms %6.0f x  %s", milliseconds, count, name[:110])
+    log.info("%s", {kind: round(share, 3) for kind, share in shares.items()})
+    return shares
 
 
 def ceiling(device: torch.device) -> float:

@@ -42,6 +42,7 @@ def losses(kind: str) -> list[float]:
             picture_every=STEPS,
             compiled=False,
             watch=Watch(torch.device("cpu"), task.batch, profile=None, folder=Path(folder)),
+            replayed=False,
         )
     return [row["loss"] for row in end.history]
 

@@ -164,6 +164,7 @@ class PretrainParams:
     reconstruction_batch: Count
     weights: dict[str, Weight]
     drop_path: Rate
+    share_clip_view: bool
     optimizer: OptimizerParams
     views: ViewParams
     ssl: SslParams
@@ -279,6 +280,7 @@ class RunParams:
     microbatch: Count | None
     compile: bool
     profile: Count | None
+    replay: bool
     save_every: Count
     log_every: Count
     picture_every: Count
@@ -374,6 +376,8 @@ def _check(p: Params) -> None:
         raise ConfigError(f"data.path={p.data.path} must be absolute, or a copy of the checkout would not find it.")
     if p.data.source == "scenes" and (p.data.train_samples is None or p.data.validation_samples is None):
         raise ConfigError("data.train_samples and data.validation_samples must be numbers for data.source=scenes.")
+    if p.pretrain.share_clip_view and "clip" not in p.pretrain.objective:
+        raise ConfigError(f"pretrain.share_clip_view=true needs a clip view; pretrain.objective={p.pretrain.objective} has none.")
     low, high = p.pretrain.ssl.mask_ratio
     if low > high:
         raise ConfigError(f"pretrain.ssl.mask_ratio=[{low}, {high}] must rise.")

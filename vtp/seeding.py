@@ -7,7 +7,7 @@ interruptions never enter the key, so they cannot change what is drawn. No modul
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -35,6 +35,9 @@ def forked(seed: int, *keys: str | int) -> Iterator[None]:
         yield
 
 
+Key = tuple[str | int, ...]
+
+
 class Draws:
     """The random numbers of one step: each purpose has a generator of its own, every tensor is this rank's rows of a global one.
 
@@ -51,14 +54,31 @@ class Draws:
         """A fresh generator for `purpose`; asking twice gives the same numbers twice."""
         return generator(self.seed, purpose, self.step, device=self.device)
 
+    def scheduled(self, name: str, value: Callable[[int], float]) -> Tensor:
+        """A number that follows the step, as a 0-d float32 tensor."""
+        return self._made(("scheduled", name), lambda: torch.full((), value(self.step), dtype=torch.float32, device=self.device))
+
+    def order(self, purpose: str, total: int) -> Tensor:
+        """The place of each row of the whole global batch in a random order: (total,) int64, the same on every rank."""
+        drawn = self._made(
+            ("order", purpose, total), lambda: torch.rand(total, generator=self.generator(purpose), device=self.device)
+        )
+        return drawn.argsort(stable=True).argsort()
+
     def uniform(self, purpose: str, total: int, *shape: int) -> Tensor:
         """U(0, 1) for this rank's rows of a global batch of `total`: (total / W, *shape)."""
-        drawn = torch.rand(total, *shape, generator=self.generator(purpose), device=self.device)
+        drawn = self._made(
+            ("uniform", purpose, total, *shape),
+            lambda: torch.rand(total, *shape, generator=self.generator(purpose), device=self.device),
+        )
         return drawn[dist.rows(total, purpose)]
 
     def normal(self, purpose: str, total: int, *shape: int) -> Tensor:
         """N(0, 1) for this rank's rows of a global batch of `total`: (total / W, *shape)."""
-        drawn = torch.randn(total, *shape, generator=self.generator(purpose), device=self.device)
+        drawn = self._made(
+            ("normal", purpose, total, *shape),
+            lambda: torch.randn(total, *shape, generator=self.generator(purpose), device=self.device),
+        )
         return drawn[dist.rows(total, purpose)]
 
     def subset(self, purpose: str, total: int, count: int) -> Tensor:
@@ -73,6 +93,31 @@ class Draws:
         if total % count:
             raise ValueError(f"{purpose}: a subset of {count} does not divide a batch of {total}; use a divisor of {total}.")
         stride = total // count
-        offsets = torch.randint(stride, (count,), generator=self.generator(purpose), device=self.device)
+        offsets = self._made(
+            ("subset", purpose, total, count),
+            lambda: torch.randint(stride, (count,), generator=self.generator(purpose), device=self.device),
+        )
         mine = dist.rows(count, purpose)
         return offsets[mine] + stride * torch.arange(mine.stop - mine.start, device=self.device)
+
+    def _made(self, key: Key, make: Callable[[], Tensor]) -> Tensor:
+        return make()
+
+
+class HeldDraws(Draws):
+    """Draws whose tensors stay where they are: `at(step)` fills them anew, and a recorded step reads what is there."""
+
+    def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(seed, 0, device)
+        self._held: dict[Key, tuple[Tensor, Callable[[], Tensor]]] = {}
+
+    def at(self, step: int) -> None:
+        """Draw for `step` everything that was ever asked for."""
+        self.step = step
+        for tensor, make in self._held.values():
+            tensor.copy_(make())
+
+    def _made(self, key: Key, make: Callable[[], Tensor]) -> Tensor:
+        if key not in self._held:
+            self._held[key] = make(), make
+        return self._held[key][0]

@@ -179,10 +179,10 @@ def test_probabilities_are_the_nominal_ones() -> None:
 
 def every_view(images: Tensor, draws: Draws, total: int) -> dict[str, Tensor]:
     return {
-        "clip": views.clip_view(images, draws, total, PARAMS, size=32),
-        "reconstruction": views.reconstruction_view(images, draws, total, PARAMS, size=32),
-        "global": views.global_crops(images, draws, total, PARAMS),
-        "local": views.local_crops(images, draws, total, PARAMS),
+        "clip": views.clip_view(images, draws, total, PARAMS, size=32).of(),
+        "reconstruction": views.reconstruction_view(images, draws, total, PARAMS, size=32).of(),
+        "global": views.global_crops(images, draws, total, PARAMS).of(),
+        "local": views.local_crops(images, draws, total, PARAMS).of(),
     }
 
 
@@ -200,14 +200,12 @@ def test_shapes_ranges_and_repeatability() -> None:
         assert not torch.equal(view, later[name])
     assert not torch.equal(made["clip"], made["reconstruction"])
     assert not torch.equal(made["global"][:6], made["global"][6:])
-    none = dataclasses.replace(PARAMS, local_crops=0)
-    assert views.local_crops(images, Draws(0, 5), 6, none).shape == (0, 3, 16, 16)
 
 
 def test_clip_view_keeps_left_and_right() -> None:
     ramp = torch.linspace(0, 1, 48).expand(64, 3, 40, 48)
     draws = Draws(0, 0)
-    clip, rebuilt = (view(ramp, draws, 64, PARAMS, size=16) for view in (views.clip_view, views.reconstruction_view))
+    clip, rebuilt = (view(ramp, draws, 64, PARAMS, size=16).of() for view in (views.clip_view, views.reconstruction_view))
     rising = {name: (view[..., -1] > view[..., 0]).all((1, 2)).float().mean() for name, view in (("c", clip), ("r", rebuilt))}
     assert rising["c"] == 1
     assert 0.25 < rising["r"] < 0.75
@@ -229,13 +227,10 @@ def test_ranks_see_the_views_of_a_world_of_one(monkeypatch: pytest.MonkeyPatch) 
 
 def test_draws_can_be_sliced_with_the_pictures() -> None:
     images, draws = pictures(8), Draws(0, 0)
-    windows = views.random_windows(draws, "x", 8, 40, 48, scale=(0.3, 1.0))
-    drawn = colours.random_colour(draws, "x", 8, PARAMS, blur=(0.5,), solarize=(0.5,))
-    whole = colours.recolour(views.crop(images, *windows, 24), drawn, radius=2)
-    for rows in (slice(0, 3), slice(3, 8)):
-        part = views.crop(images[rows], windows.boxes[rows], windows.flip[rows], 24)
-        part = colours.recolour(part, colours.Colour(*(value[rows] for value in drawn)), radius=2)
-        torch.testing.assert_close(part, whole[rows], atol=1e-6, rtol=0)
+    for crops, copies in ((views.global_crops(images, draws, 8, PARAMS), 2), (views.local_crops(images, draws, 8, PARAMS), 3)):
+        whole = crops.of().unflatten(0, (copies, 8))
+        for rows in (slice(0, 3), slice(3, 8)):
+            torch.testing.assert_close(crops.of(rows).unflatten(0, (copies, -1)), whole[:, rows], atol=1e-6, rtol=0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

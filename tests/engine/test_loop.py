@@ -50,6 +50,7 @@ def run(
         picture_every=4,
         compiled=False,
         watch=Watch(torch.device("cpu"), task.batch, profile=None, folder=folder),
+        replayed=False,
     )
     assert end.step == task.steps
     return end.history
@@ -182,5 +183,6 @@ def test_training_lowers_the_loss(kind, tmp_path):
         picture_every=steps,
         compiled=False,
         watch=Watch(torch.device("cpu"), task.batch, profile=None, folder=tmp_path),
+        replayed=False,
     ).history
     assert history[-1][key] < 0.9 * history[0][key]

@@ -45,6 +45,7 @@ def train(kind: str, folder: Path, *, signalled: bool = False) -> None:
         picture_every=STEPS,
         compiled=False,
         watch=Watch(torch.device("cpu"), task.batch, profile=None, folder=folder / "profile"),
+        replayed=False,
     )
     (folder / f"{kind}.{dist.rank()}.json").write_text(json.dumps(end.history))
     save_file(dict(task.models.state_dict()), folder / f"{kind}.{dist.rank()}.safetensors")

@@ -9,13 +9,15 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.objectives.scores import centred_targets, next_centre, same, sinkhorn_targets
 from vtp.objectives.distillation import (
-    centred_targets,
+    Prices,
     dino_global_loss,
     dino_local_loss,
+    distillation_losses,
     ibot_loss,
     koleo_loss,
-    sinkhorn_targets,
+    sinkhorn_prices,
     updated_centre,
 )
 from vtp.seeding import generator
@@ -67,11 +69,34 @@ def test_padding_neither_gives_nor_gets_targets() -> None:
     padded[~valid] = torch.tensor([torch.nan, 1e4, -1e4, torch.inf, 0.0])
     targets = sinkhorn_targets(padded, 0.1, valid=valid)
     close(targets[valid], sinkhorn_targets(logits[valid], 0.1))
-    assert targets[~valid].abs().sum() == 0
 
 
-def test_no_valid_row_gives_zero_targets() -> None:
-    assert sinkhorn_targets(normal(3, 5), 0.1, valid=torch.zeros(3, dtype=torch.bool)).abs().sum() == 0
+def test_without_a_valid_row_prototypes_cost_nothing() -> None:
+    assert sinkhorn_prices(same, [normal(3, 5)], 0.1, valid=[torch.zeros(3, dtype=torch.bool)]).abs().sum() == 0
+
+
+def test_pieces_are_balanced_as_a_whole() -> None:
+    features, prototypes, valid = normal(9, 3), normal(6, 3, key="prototypes"), torch.arange(9) != 4
+
+    def score(rows: Tensor) -> Tensor:
+        return rows @ prototypes.T
+
+    pieces, masks = features.split([2, 4, 3]), valid.split([2, 4, 3])
+    close(sinkhorn_prices(score, pieces, 0.1, valid=masks), sinkhorn_prices(score, [features], 0.1, valid=[valid]))
+    centre = normal(6, key="centre")
+    expected = 0.9 * centre + 0.1 * score(features[valid]).mean(0)
+    close(updated_centre(centre, score, pieces, 0.9, valid=masks), expected)
+    close(updated_centre(centre, score, [features], 0.9, valid=[valid]), expected)
+
+
+def test_losses_from_scores_are_dino_and_ibot() -> None:
+    student, cls, patches = normal(3 + 3 + 4 + 6, 5), normal(6, 5, key="cls"), normal(4, 5, key="patches")
+    prices, weights = Prices(torch.tensor(0.05), normal(5, key="a"), normal(5, key="b")), torch.tensor([0.5, 0.5, 1.0, 0.0])
+    dino, ibot = distillation_losses(student, cls, patches, prices, weights, 0.1)
+    targets = (cls / 0.05 - prices.cls).softmax(-1).view(2, 3, 5)
+    expected = dino_global_loss(student[:6], targets, 0.1, num_local=2) + dino_local_loss(student[10:], targets, 0.1)
+    close(dino, expected)
+    close(ibot, ibot_loss(student[6:10], (patches / 0.05 - prices.patches).softmax(-1), weights, 6, 0.1))
 
 
 def test_sinkhorn_survives_logits_whose_exponentials_do_not_fit() -> None:
@@ -98,8 +123,8 @@ def test_updated_centre_is_its_naive_loop() -> None:
     for i in range(5):
         if valid[i]:
             mean += logits[i] / 3
-    close(updated_centre(centre, logits, 0.9, torch.tensor(valid)), 0.9 * centre + 0.1 * mean)
-    assert torch.equal(updated_centre(centre, logits, 0.9, torch.zeros(5, dtype=torch.bool)), centre)
+    close(next_centre(centre, logits, 0.9, torch.tensor(valid)), 0.9 * centre + 0.1 * mean)
+    assert torch.equal(next_centre(centre, logits, 0.9, torch.zeros(5, dtype=torch.bool)), centre)
 
 
 # losses
@@ -169,7 +194,7 @@ def test_autocast_changes_nothing() -> None:
         return [
             sinkhorn_targets(student, 0.05).sum(0),
             centred_targets(student, student[0], 0.05).sum(0),
-            updated_centre(student[0], student, 0.9),
+            next_centre(student[0], student, 0.9),
             dino_local_loss(student, targets, 0.1),
             dino_global_loss(student, targets, 0.1, num_local=2),
             ibot_loss(student, F.softmax(student, -1), weights, 8, 0.1),

@@ -12,18 +12,16 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.objectives.scores import centred_targets, next_centre, sinkhorn_targets
 from vtp import dist
 from vtp.objectives.adversarial import adaptive_weight, hinge_discriminator, last_layer_gradient, lecam
 from vtp.objectives.alignment import alignment_loss
 from vtp.objectives.contrastive import clip_loss, siglip_loss
 from vtp.objectives.distillation import (
-    centred_targets,
     dino_global_loss,
     dino_local_loss,
     ibot_loss,
     koleo_loss,
-    sinkhorn_targets,
-    updated_centre,
 )
 from vtp.objectives.flow_matching import flow_terms, interpolate, velocity_target
 from vtp.objectives.reconstruction import l1_loss
@@ -65,14 +63,15 @@ def siglip_in_pieces(w: Tensor) -> Tensor:
 
 
 def dino_sinkhorn(w: Tensor) -> Tensor:
-    targets = sinkhorn_targets(rows("teacher", w.detach(), 2), 0.1).view(2, -1, PROTOTYPES)
+    teacher = rows("teacher", w.detach(), 2)
+    targets = sinkhorn_targets(teacher, 0.1).view(2, -1, PROTOTYPES)
     local = dino_local_loss(rows("local", w, 3), targets, 0.2)
     return local + dino_global_loss(rows("global", w, 2), targets, 0.2, num_local=3)
 
 
 def dino_centred(w: Tensor) -> Tensor:
     teacher = rows("teacher", w.detach(), 2)
-    centre = updated_centre(normal("centre", PROTOTYPES), teacher, 0.5)
+    centre = next_centre(normal("centre", PROTOTYPES), teacher, 0.5)
     targets = centred_targets(teacher, centre, 0.1).view(2, -1, PROTOTYPES)
     return dino_local_loss(rows("local", w, 3), targets, 0.2)
 
@@ -81,8 +80,8 @@ def ibot(w: Tensor) -> Tensor:
     valid = mine(torch.tensor([True, False, False, True, True, True, True, True]))  # ranks hold unequally many hidden patches
     teacher, student = rows("teacher", w.detach()), rows("student", w)
     targets = sinkhorn_targets(teacher, 0.1, valid=valid)
-    centre = updated_centre(normal("centre", PROTOTYPES), teacher, 0.5, valid)
-    both = targets + valid[:, None] * centred_targets(teacher, centre, 0.1)
+    centre = next_centre(normal("centre", PROTOTYPES), teacher, 0.5, valid)
+    both = targets + centred_targets(teacher, centre, 0.1)
     weights = mine(torch.rand(ROWS, generator=generator(0, "world", "weights"))) * valid
     return ibot_loss(student, both, weights, 4 // dist.world(), 0.2)
 

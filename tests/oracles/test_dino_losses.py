@@ -10,17 +10,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.objectives.scores import centred_targets, next_centre, sinkhorn_targets
 from tests.oracles.conftest import FOLDER, Compare, Tolerance
 from vtp.config import Ramp
 from vtp.data.masks import listed
 from vtp.objectives.distillation import (
-    centred_targets,
     dino_global_loss,
     dino_local_loss,
     ibot_loss,
     koleo_loss,
-    sinkhorn_targets,
-    updated_centre,
 )
 from vtp.schedules import ramp
 
@@ -43,7 +41,7 @@ def test_centres_and_targets_of_successive_steps(compare: Compare) -> None:
         logits = ORACLE[f"dino.teacher_logits.{step}"]
         check(compare, f"dino.center_used.{step}", centre[None])
         check(compare, f"dino.center_targets.{step}", centred_targets(logits, centre, TEACHER))
-        centre = updated_centre(centre, logits, MOMENTUM)
+        centre = next_centre(centre, logits, MOMENTUM)
     check(compare, "dino.center_final", centre[None])
 
 
@@ -51,7 +49,7 @@ def test_patch_centre_and_targets(compare: Compare) -> None:
     first, second = ORACLE["ibot.teacher_logits.0"], ORACLE["ibot.teacher_logits.1"]
     nothing = torch.zeros(SIZES["K"])
     check(compare, "ibot.center_targets.0", centred_targets(first, nothing, TEACHER))
-    centre = updated_centre(nothing, first, MOMENTUM)
+    centre = next_centre(nothing, first, MOMENTUM)
     check(compare, "ibot.center_after_first", centre[None, None])
     check(compare, "ibot.center_targets.1", centred_targets(second, centre, TEACHER))
     check(compare, "ibot.sinkhorn_targets", sinkhorn_targets(second, TEACHER))
@@ -83,7 +81,7 @@ def test_ibot(compare: Compare, kind: str) -> None:
     places = listed(masks, tuple(sorted(masks.sum(1).tolist(), reverse=True)))
     check(compare, "ibot.masks_weight", places.weights)
     second = ORACLE["ibot.teacher_logits.1"]
-    centre = updated_centre(torch.zeros(SIZES["K"]), ORACLE["ibot.teacher_logits.0"], MOMENTUM)
+    centre = next_centre(torch.zeros(SIZES["K"]), ORACLE["ibot.teacher_logits.0"], MOMENTUM)
     targets = sinkhorn_targets(second, TEACHER) if kind == "sinkhorn" else centred_targets(second, centre, TEACHER)
     loss = ibot_loss(student, targets, places.weights, len(masks), STUDENT)
     check(compare, f"ibot.{kind}.loss", loss)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vtp.compiling import compilable
 from vtp.config import ViewParams
 from vtp.seeding import Draws
 
@@ -80,6 +81,7 @@ def random_colour(
     )
 
 
+@compilable
 def recolour(pixels: Tensor, colour: Colour, *, radius: int) -> Tensor:
     """Apply `colour` to pixels (B, 3, H, W) in [0, 1]; the blur has 2 * radius + 1 taps a side."""
     jittered = shift_hue(saturate(contrast(brighten(pixels, colour.brightness), colour.contrast), colour.saturation), colour.hue)

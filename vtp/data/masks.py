@@ -72,8 +72,7 @@ def block_masks(
 
     # Where each crop stands in a random order of all; the first `masked` places are masked, with ever higher ratios.
     pictures = total // views
-    order = torch.rand(total, generator=draws.generator("masks/order"), device=draws.device).argsort(stable=True).argsort()
-    place = order.view(views, pictures)[:, dist.rows(pictures, "masks")].flatten().double()
+    place = draws.order("masks/order", total).view(views, pictures)[:, dist.rows(pictures, "masks")].flatten().double()
     within = draws.uniform("masks/ratio", pictures, views).T.flatten()
     share = low + (high - low) * (place + within) / max(masked, 1)
     targets = torch.where(place < masked, (patches * share).floor(), 0).float()

@@ -8,17 +8,21 @@ device.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vtp.compiling import compilable
 from vtp.config import ViewParams
-from vtp.data.colour import blur_radius, random_colour, recolour
+from vtp.data.colour import Colour, blur_radius, random_colour, recolour
 from vtp.seeding import Draws
 
 TRIES = 10
 """Boxes drawn for a crop before the whole picture is taken."""
+
+ALL = slice(None)
 
 
 class Windows(NamedTuple):
@@ -28,47 +32,66 @@ class Windows(NamedTuple):
     flip: Tensor
 
 
-def clip_view(images: Tensor, draws: Draws, total: int, views: ViewParams, *, size: int) -> Tensor:
-    """The contrastive view of this rank's images (b, 3, H, W) of a global batch of `total`: (b, 3, size, size) in [0, 1].
+@dataclass(frozen=True)
+class Crops:
+    """Crops that are drawn for every picture (b, 3, H, W) of this rank and cut when asked for: a batch need not fit at once."""
+
+    images: Tensor
+    windows: Windows
+    colour: Colour | None
+    size: int
+    radius: int
+    """Taps on each side of the blur's middle."""
+
+    def of(self, rows: slice = ALL) -> Tensor:
+        """The n crops of each of these pictures, crop-major: (n * rows, 3, size, size) in [0, 1]."""
+        pictures = len(self.images)
+
+        def own(drawn: Tensor) -> Tensor:
+            return drawn if rows == ALL else drawn.view(-1, pictures, *drawn.shape[1:])[:, rows].flatten(0, 1)
+
+        pixels = crop(self.images[rows], own(self.windows.boxes), own(self.windows.flip), self.size)
+        return pixels if self.colour is None else recolour(pixels, Colour(*map(own, self.colour)), radius=self.radius)
+
+
+def clip_view(images: Tensor, draws: Draws, total: int, views: ViewParams, *, size: int) -> Crops:
+    """The contrastive view of this rank's images (b, 3, H, W) of a global batch of `total`.
 
     A large crop and nothing else, as OpenCLIP trains: captions speak of colours, and of left and right.
     """
     return random_view(images, draws, "clip_view", total, scale=views.clip_scale, size=size, flip=False)
 
 
-def reconstruction_view(images: Tensor, draws: Draws, total: int, views: ViewParams, *, size: int) -> Tensor:
-    """The view to be reconstructed, cropped and flipped with its colours kept: (b, 3, H, W) -> (b, 3, size, size) in [0, 1]."""
+def reconstruction_view(images: Tensor, draws: Draws, total: int, views: ViewParams, *, size: int) -> Crops:
+    """The view to be reconstructed, cropped and flipped with its colours kept."""
     return random_view(images, draws, "reconstruction_view", total, scale=views.reconstruction_scale, size=size, flip=True)
 
 
-def global_crops(images: Tensor, draws: Draws, total: int, views: ViewParams) -> Tensor:
-    """Two large crops of each picture: (b, 3, H, W) -> (2b, 3, s, s) in [0, 1], the first crops of all pictures, then the second.
+def global_crops(images: Tensor, draws: Draws, total: int, views: ViewParams) -> Crops:
+    """Two large crops of each picture: the first crops of all pictures, then the second.
 
     Colour changes are DINOv2's (see `vtp.data.colour`); only the second crops are solarised.
     """
     windows = random_windows(draws, "global_crops", total, images.shape[2], images.shape[3], scale=views.global_scale, copies=2)
     colour = random_colour(draws, "global_crops", total, views, blur=views.blur, solarize=(0.0, views.solarize))
-    pixels = crop(images, windows.boxes, windows.flip, views.global_size)
-    return recolour(pixels, colour, radius=blur_radius(views.global_size))
+    return Crops(images, windows, colour, views.global_size, blur_radius(views.global_size))
 
 
-def local_crops(images: Tensor, draws: Draws, total: int, views: ViewParams) -> Tensor:
-    """n = `views.local_crops` small crops of each picture: (b, 3, H, W) -> (n*b, 3, s, s) in [0, 1], crop-major; n may be 0."""
+def local_crops(images: Tensor, draws: Draws, total: int, views: ViewParams) -> Crops:
+    """n = `views.local_crops` small crops of each picture, at least one, crop-major."""
     n = views.local_crops
-    if n == 0:
-        return torch.empty(0, 3, views.local_size, views.local_size, device=images.device)
     windows = random_windows(draws, "local_crops", total, images.shape[2], images.shape[3], scale=views.local_scale, copies=n)
     colour = random_colour(draws, "local_crops", total, views, blur=(views.blur[0],) * n, solarize=(0.0,) * n)
-    pixels = crop(images, windows.boxes, windows.flip, views.local_size)
-    return recolour(pixels, colour, radius=blur_radius(views.global_size))
+    return Crops(images, windows, colour, views.local_size, blur_radius(views.global_size))
 
 
 def random_view(
     images: Tensor, draws: Draws, purpose: str, total: int, *, scale: tuple[float, float], size: int, flip: bool
-) -> Tensor:
-    """A random crop of each picture, flipped half of the time if `flip`: (b, 3, H, W) -> (b, 3, size, size) in [0, 1]."""
+) -> Crops:
+    """A random crop of each picture, flipped half of the time if `flip`."""
     windows = random_windows(draws, purpose, total, images.shape[2], images.shape[3], scale=scale)
-    return crop(images, windows.boxes, windows.flip if flip else torch.zeros_like(windows.flip), size)
+    windows = windows if flip else windows._replace(flip=torch.zeros_like(windows.flip))
+    return Crops(images, windows, None, size, 0)
 
 
 def random_windows(
@@ -123,6 +146,7 @@ def random_boxes(
     return torch.where(fitting[:, None], drawn, torch.stack(fallback, 1))
 
 
+@compilable
 def crop(images: Tensor, boxes: Tensor, flip: Tensor, size: int) -> Tensor:
     """Cut boxes out of pictures and resample them to squares, antialiased bicubic as in Pillow and torchvision.
 

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from vtp import dist, stopping
+from vtp.compiling import compiled as compiled_code
 from vtp.engine.checkpoint import Checkpoints, State
 from vtp.engine.feed import Feed
 from vtp.engine.flops import counted
 from vtp.engine.optim import average, clip, optimizers, parameters_of, set_rate
 from vtp.engine.parallel import average_gradients, compile_blocks, same_start
+from vtp.engine.replay import Replay
 from vtp.engine.watch import Watch, told, unmarked
 from vtp.seeding import Draws
 from vtp.stopping import NotFinite
@@ -27,6 +29,9 @@ log = logging.getLogger(__name__)
 Batches = Callable[[int, int], Iterator[Batch]]
 """`batches(start, stop)`: this rank's rows of the global batches of steps start, start + 1, ..., stop - 1."""
 
+
+Mark = Callable[[str], None]
+"""`mark(name)`: what was done since the mark before belongs to `name`."""
 
 Picture = Callable[[str, Tensor, int], None]
 """`picture(name, (n, 3, H, W) in [0, 1], step)`: keep pictures somewhere."""
@@ -45,8 +50,13 @@ def fit(
     picture_every: int,
     compiled: bool,
     watch: Watch,
+    replayed: bool,
 ) -> State:
     """Train `task` to its last step, going on from the newest checkpoint.
+
+    Args:
+        compiled: compile blocks and marked functions.
+        replayed: record a step on the GPU and replay it; see `vtp.engine.replay`.
 
     Returns:
         The end. Its `history` has one row of scalars for every `log_every` steps, means over those steps and over ranks.
@@ -71,23 +81,17 @@ def fit(
         track.scalars(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
     if compiled:
         compile_blocks(task.models)
+    one = stepper(task, state, seed, device, replayed=replayed, mark=watch.mark)
     feed = Feed(device)
     recent: list[tuple[int, dict[str, Tensor]]] = []
     bar = track.bar(task.steps, state.step)
-    with stopping.noted() as request:
+    with stopping.noted() as request, compiled_code(compiled):
         for step, batch in zip(range(state.step, task.steps), watch.batches(batches(state.step, task.steps)), strict=True):
             batch = feed(batch)
-            draws = Draws(seed, step, device)
-            scalars: dict[str, Tensor] = {}
             with contextlib.nullcontext() if state.flops else counted(state, compiled):
-                for phase in task.phases:
-                    scalars |= update(task, phase, state, batch, draws, watch.mark)
-            for pair in task.averages:
-                average(pair, step)
-            watch.mark("averages")
+                recent.append((step, one(batch, step)))
             watch.step()
             state.step = step + 1
-            recent.append((step, scalars))
             stop, last = dist.any_rank(request.made), state.step == task.steps
             save, show = stop or checkpoints.due(state.step, task.steps), last or state.step % log_every == 0
             loss = figures = None
@@ -117,9 +121,40 @@ def fit(
     return state
 
 
-def update(
-    task: Task, phase: Phase, state: State, batch: Batch, draws: Draws, mark: Callable[[str], None] = unmarked
-) -> dict[str, Tensor]:
+def stepper(
+    task: Task, state: State, seed: int, device: torch.device, *, replayed: bool, mark: Mark = unmarked
+) -> Callable[[Batch, int], dict[str, Tensor]]:
+    """What does one step: updates of all phases, then averages. Takes a batch on the device and the step, gives scalars.
+
+    Raises:
+        ValueError: a step cannot be recorded here.
+    """
+
+    def updates(batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        scalars: dict[str, Tensor] = {}
+        for phase in task.phases:
+            scalars |= update(task, phase, state, batch, draws, mark)
+        return scalars
+
+    if replayed and (device.type != "cuda" or dist.world() > 1):
+        raise ValueError("run.replay=true needs one process with a GPU; set it to false.")
+    if replayed and not task.steady:
+        log.info("the steps of this training differ in kind, so that run.replay is left aside")
+    replay = Replay(updates, seed, device) if replayed and task.steady else None
+
+    def one(batch: Batch, step: int) -> dict[str, Tensor]:
+        for phase in task.phases:
+            set_rate(state.optimizers[phase.name], phase.optimizer, step, task.steps)
+        scalars = updates(batch, Draws(seed, step, device)) if replay is None else replay(batch, step)
+        for pair in task.averages:
+            average(pair, step)
+        mark("averages")
+        return scalars
+
+    return one
+
+
+def update(task: Task, phase: Phase, state: State, batch: Batch, draws: Draws, mark: Mark = unmarked) -> dict[str, Tensor]:
     """One phase of one step: its backward passes, then one optimizer step. Returns what the task reports.
 
     `mark` is told the name of each piece as it ends: the terms of a pass, then "optimizer".
@@ -128,6 +163,19 @@ def update(
     for other in state.optimizers.values():
         for parameter in parameters_of(other):
             parameter.requires_grad_(other is optimizer)
+    scalars, worked = backward(task, phase, batch, draws, mark)
+    if worked:
+        parameters = parameters_of(optimizer)
+        average_gradients(parameters)
+        scalars[f"{phase.name}_gradient_norm"] = clip(parameters, phase.optimizer.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        mark("optimizer")
+    return scalars
+
+
+def backward(task: Task, phase: Phase, batch: Batch, draws: Draws, mark: Mark = unmarked) -> tuple[dict[str, Tensor], bool]:
+    """The backward passes of one phase, gradients added to what is there: what the task reports, and whether there was any."""
     scalars: dict[str, Tensor] = {}
     worked = False
     # A generator's body runs inside `autocast`, the backward passes between its yields outside of it.
@@ -145,15 +193,7 @@ def update(
                 worked = True
                 mark("_".join(item.terms))
         del item
-    if worked:
-        parameters = parameters_of(optimizer)
-        average_gradients(parameters)
-        scalars[f"{phase.name}_gradient_norm"] = clip(parameters, phase.optimizer.clip)
-        set_rate(optimizer, phase.optimizer, draws.step, task.steps)
-        optimizer.step()
-        optimizer.zero_grad()
-        mark("optimizer")
-    return scalars
+    return scalars, worked
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:

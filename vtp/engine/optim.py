@@ -27,7 +27,11 @@ def _adamw(parameters: list[nn.Parameter], options: OptimizerParams) -> torch.op
         {"params": decayed, "weight_decay": options.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=options.rate, betas=options.betas, fused=True)
+    device = parameters[0].device
+    # On a GPU the rate is a tensor there, so that a recorded step reads the rate of the next.
+    on_gpu = device.type == "cuda"
+    start = torch.tensor(options.rate, device=device) if on_gpu else options.rate
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=start, betas=options.betas, fused=True, capturable=on_gpu)
 
 
 def trained(phase: Phase) -> list[nn.Parameter]:
@@ -39,7 +43,11 @@ def trained(phase: Phase) -> list[nn.Parameter]:
 def set_rate(optimizer: torch.optim.Optimizer, options: OptimizerParams, step: int, steps: int) -> None:
     """Give every group this step's learning rate."""
     for group in optimizer.param_groups:
-        group["lr"] = rate(options, step, steps)
+        value = rate(options, step, steps)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = value
 
 
 def clip(parameters: list[nn.Parameter], most: float | None) -> Tensor:

@@ -7,6 +7,7 @@ import torch.distributed as td
 from torch import Tensor, nn
 
 from vtp import dist
+from vtp.compiling import allow_shapes
 
 BUCKET = 64 * 2**20
 
@@ -50,8 +51,7 @@ def _average(grads: list[Tensor]) -> None:
 
 def compile_blocks(models: nn.Module) -> None:
     """Compile every transformer block in place for each shape it meets; parameter names stay as they are."""
-    # One compiled block serves all blocks of its kind, so the limit counts shapes: views x with and without gradient x kinds.
-    torch._dynamo.config.recompile_limit = 64
+    allow_shapes()  # one compiled block serves all blocks of its kind
     for module in models.modules():
         for block in getattr(module, "blocks", ()):
             block.compile(dynamic=False)

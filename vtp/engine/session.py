@@ -66,6 +66,7 @@ def train(task: Task, batches: Batches, run: Run, how: RunParams, *, seed: int, 
             picture_every=how.picture_every,
             compiled=how.compile,
             watch=Watch(device, task.batch, profile=how.profile, folder=run.work / "profile"),
+            replayed=how.replay,
         )
         track.final({name: value for name, value in end.history[-1].items() if name != "step"})
     return end

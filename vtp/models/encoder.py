@@ -8,8 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtp.compiling import compilable
 from vtp.models.blocks import Block, BlockOptions, Rope, Table, init_linear, norm_layer
 
 
@@ -47,7 +49,10 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, width, patch, patch)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images).flatten(2).transpose(1, 2)
+        # A product over cut-out patches: convolutions whose stride is their width are slow on some devices.
+        p = self.proj.kernel_size[0]
+        pixels = images.unflatten(2, (-1, p)).unflatten(4, (-1, p)).permute(0, 2, 4, 1, 3, 5)  # (B, h, w, 3, p, p)
+        return F.linear(pixels.flatten(3).flatten(1, 2), self.proj.weight.flatten(1), self.proj.bias)
 
 
 class Encoder(nn.Module):
@@ -98,6 +103,11 @@ class Encoder(nn.Module):
     def embed(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Table, int]:
         """Tokens (B, P + N, D) that enter the first block, the RoPE table, and P."""
         h, w = (side // self.options.patch for side in images.shape[-2:])
+        prefix = 1 + self.options.registers
+        return self._tokens(images, mask), self.rope_embed(h, w, prefix), prefix
+
+    @compilable
+    def _tokens(self, images: Tensor, mask: Tensor | None) -> Tensor:
         x = self.patch_embed(images)
         if mask is None:
             # A zero times the mask token: every parameter has a gradient in every pass.
@@ -108,8 +118,7 @@ class Encoder(nn.Module):
         front = [cls.expand(len(x), -1, -1).to(x.dtype)]
         if self.options.registers:
             front.append(self.storage_tokens.expand(len(x), -1, -1).to(x.dtype))
-        prefix = 1 + self.options.registers
-        return torch.cat([*front, x], dim=1), self.rope_embed(h, w, prefix), prefix
+        return torch.cat([*front, x], dim=1)
 
     def intermediate(self, images: Tensor, layers: list[int], normalize: bool) -> list[Features]:
         """Features after the blocks numbered in `layers`, in ascending order, with or without the final norm."""

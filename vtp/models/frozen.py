@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vtp import seeding
+from vtp.compiling import compilable
 
 BACKBONES = {
     "squeeze": "squeezenet1_1-b8a52dc0.pth",
@@ -46,6 +47,17 @@ def inception_file() -> Path:
     return weights_file(INCEPTION, "set evaluate.features: metric, which needs none.")
 
 
+class Slices(nn.ModuleList):
+    """A network cut into slices, which gives the output of every one of them."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        found = []
+        for part in self:
+            x = part(x)
+            found.append(x)
+        return found
+
+
 class Perceptual(nn.Module):
     """Distance between pictures in the unit-normalised features of a convolutional network (LPIPS, arXiv 1801.03924).
 
@@ -73,6 +85,7 @@ class Perceptual(nn.Module):
         """Evaluation mode whatever is asked: it is a ruler."""
         return super().train(False)
 
+    @compilable
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Two batches of pictures (B, 3, H, W) in [-1, 1] -> distances (B,), 0 for equal pictures."""
         maps = zip(self._features(first), self._features(second), self.channels, strict=True)
@@ -80,7 +93,10 @@ class Perceptual(nn.Module):
         return torch.stack(layers).sum(0)
 
     def _features(self, pictures: Tensor) -> list[Tensor]:
-        maps = [x.float() for x in self.backbone((pictures - self.shift) / self.scale)]
+        x = (pictures - self.shift) / self.scale
+        if x.is_cuda:
+            x = x.contiguous(memory_format=torch.channels_last)  # as its convolutions are fastest
+        maps = [x.float() for x in self.backbone(x)]
         return [x * torch.rsqrt(x.square().sum(1, keepdim=True) + 1e-10) for x in maps]
 
 
@@ -108,4 +124,5 @@ def perceptual(net: Literal["squeeze", "alex", "vgg"], weights: Literal["publish
         channels = [layer.model[-1].weight.detach() for layer in model.lins]
     else:
         channels = [torch.ones(1, count, 1, 1) for count in model.chns]
-    return Perceptual(model.net, model.scaling_layer.shift, model.scaling_layer.scale, channels)
+    slices = Slices(part for name, part in model.net.named_children() if name.startswith("slice"))
+    return Perceptual(slices, model.scaling_layer.shift, model.scaling_layer.scale, channels)

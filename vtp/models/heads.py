@@ -52,4 +52,12 @@ class DinoHead(nn.Module):
         self.last_layer.weight_g.fill_(1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last_layer(F.normalize(self.mlp(x), dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12))
+        return self.scores(self.sphere(x))
+
+    def sphere(self, x: Tensor) -> Tensor:
+        """Unit vectors (..., bottleneck): all that scores hang on, and hundreds of times smaller than them."""
+        return F.normalize(self.mlp(x), dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
+
+    def scores(self, sphere: Tensor) -> Tensor:
+        """Scores (..., K) of points on the sphere, linear in them."""
+        return self.last_layer(sphere)

@@ -29,14 +29,17 @@ MAX_LOGIT_SCALE = math.log(100)
 
 def normalize(pixels: Tensor) -> Tensor:
     """Pixels in [0, 1] to ImageNet-normalised space, the encoder's input and the decoder's output."""
-    mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (MEAN, STD))
-    return (pixels - mean) / std
+    return (pixels - _channels(MEAN, pixels.device)) / _channels(STD, pixels.device)
 
 
 def denormalize(images: Tensor) -> Tensor:
     """ImageNet-normalised space to pixels, not clamped."""
-    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (MEAN, STD))
-    return images * std + mean
+    return images * _channels(STD, images.device) + _channels(MEAN, images.device)
+
+
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(3, 1, 1), filled on the device: a copy from the host would make every step wait for it."""
+    return torch.cat([torch.full((1, 1, 1), value, device=device) for value in values])
 
 
 class VisualTokenizer(nn.Module):

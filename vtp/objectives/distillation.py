@@ -8,64 +8,102 @@ global batch; targets, centres and neighbours are taken over the global batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vtp import dist
+from vtp.compiling import compilable
+
+
+class Prices(NamedTuple):
+    """How a teacher's scores become probabilities in one step: see `teacher_targets`."""
+
+    temperature: Tensor
+    cls: Tensor
+    """(K,) of whole crops."""
+    patches: Tensor
+    """(K,) of hidden patches."""
+
+
+Score = Callable[[Tensor], Tensor]
+"""Features (n, d) to scores against K prototypes (n, K), linear in the features."""
 
 
 @torch.no_grad()
-def sinkhorn_targets(logits: Tensor, temperature: float, iterations: int = 3, valid: Tensor | None = None) -> Tensor:
-    """Teacher probabilities, balanced so that the prototypes are used equally often (SwAV, arXiv 2006.09882).
-
-    The loop it vectorises, over the rows of all ranks:
-        q[i][k] = exp(logits[i][k] / temperature)
-        repeat: for k: q[:, k] /= sum_i q[i][k]         each prototype gets the same mass
-                for i: q[i, :] /= sum_k q[i][k]         each row is a distribution
-    It is carried out on log q, where neither a large logit nor a prototype that is far from every row can leave the range of
-    float32; constant factors (1/K, 1/B) cancel in the last normalisation and are left out.
+def teacher_targets(scores: Tensor, temperature: Tensor | float, prices: Tensor) -> Tensor:
+    """Teacher probabilities softmax(scores / temperature - prices): (n, K) float32.
 
     Args:
-        logits: (n, K) teacher scores of this rank's rows.
-        valid: (n,) bool, False for padding: such rows take no part, and their targets are zero.
-
-    Returns:
-        (n, K) float32, valid rows sum to 1.
+        scores: (n, K).
+        prices: (K,) what each prototype costs, in nats: `sinkhorn_prices`, or a running centre / temperature (DINO).
     """
-    q = logits.float() / temperature
-    if valid is not None:
-        q.masked_fill_(~valid[:, None], -torch.inf)
-    least = torch.finfo(q.dtype).min  # keeps log(0) - log(0) of padding, or of a batch without valid rows, at log(0)
-    for _ in range(iterations):
-        q -= dist.gather(q.logsumexp(dim=0, keepdim=True)).logsumexp(dim=0).clamp(min=least)
-        q -= q.logsumexp(dim=1, keepdim=True).clamp(min=least)
-    return q.exp_()
+    return F.softmax(scores.float() / temperature - prices, dim=-1)
 
 
 @torch.no_grad()
-def centred_targets(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
-    """Teacher probabilities softmax((logits - centre) / temperature): (n, K), with the centre (K,) of the steps before."""
-    return F.softmax((logits.float() - centre.float()) / temperature, dim=-1)
+def sinkhorn_prices(
+    score: Score,
+    features: Sequence[Tensor],
+    temperature: Tensor | float,
+    *,
+    valid: Sequence[Tensor] | None = None,
+    iterations: int = 3,
+) -> Tensor:
+    """Prices at which the prototypes are used about equally often by the rows of all ranks (SwAV, arXiv 2006.09882): (K,) nats.
+
+    The loop it vectorises, over the rows of all ranks and pieces; `teacher_targets` takes its last line:
+        q[i][k] = exp(scores[i][k] / temperature)
+        repeat: for k: q[:, k] /= sum_i q[i][k]         each prototype gets the same mass
+                for i: q[i, :] /= sum_k q[i][k]         each row is a distribution
+    It is carried out on log q, where neither a large score nor a prototype that is far from every row can leave the range of
+    float32; constant factors (1/K, 1/B) cancel in the last normalisation and are left out. Only the factors of the columns, the
+    prices, are kept: scores are taken again from the features in every round, so that batches whose scores fill no memory at
+    once can be balanced as a whole.
+
+    Args:
+        features: pieces (n, d) of this rank's rows.
+        valid: for each piece (n,) bool, False for padding: such rows take no part. Without a valid row on any rank prices are 0.
+    """
+    prices = torch.zeros((), device=features[0].device)
+    for i in range(iterations):
+        masses = []
+        for j, piece in enumerate(features):
+            q = score(piece).float() / temperature - prices
+            if i:
+                q -= q.logsumexp(dim=1, keepdim=True)
+            if valid is not None:
+                q.masked_fill_(~valid[j][:, None], -torch.inf)
+            masses.append(q.logsumexp(dim=0))
+        mass = dist.gather(torch.stack(masses)).logsumexp(dim=0)
+        prices = prices + torch.where(mass.isfinite(), mass, 0.0)
+    return prices
 
 
 @torch.no_grad()
-def updated_centre(centre: Tensor, logits: Tensor, momentum: float, valid: Tensor | None = None) -> Tensor:
+def updated_centre(
+    centre: Tensor, score: Score, features: Sequence[Tensor], momentum: float, *, valid: Sequence[Tensor] | None = None
+) -> Tensor:
     """The running mean of teacher scores after this step: momentum * centre + (1 - momentum) * mean of all ranks' rows.
 
-    Differs from DINOv2 for iBOT, whose centre averages the ranks' means: here each row counts the same on whatever rank it lies.
+    The mean of scores is the score of the mean, scores being linear. Differs from DINOv2 for iBOT, whose centre averages the
+    ranks' means: here each row counts the same on whatever rank it lies.
 
     Args:
         centre: (K,) running mean before this step.
-        logits: (n, K) teacher scores of this rank's rows.
-        valid: (n,) bool, False for padding. Without a valid row on any rank the centre stays.
+        features: pieces (n, d) of this rank's rows.
+        valid: for each piece (n,) bool, False for padding. Without a valid row on any rank the centre stays.
     """
-    logits = logits.float()
     if valid is None:
-        valid = logits.new_ones(len(logits), dtype=torch.bool)
-    rows = dist.total(valid.sum())
-    mean = dist.total(logits.masked_fill(~valid[:, None], 0).sum(dim=0)) / rows.clamp(min=1)
-    return torch.where(rows > 0, momentum * centre.float() + (1 - momentum) * mean, centre.float())
+        valid = [torch.ones(len(piece), dtype=torch.bool, device=centre.device) for piece in features]
+    with torch.autocast(centre.device.type, enabled=False):
+        sums = [piece.float().masked_fill(~own[:, None], 0).sum(dim=0) for piece, own in zip(features, valid, strict=True)]
+        rows = dist.total(torch.stack([own.sum() for own in valid]).sum())
+        mean = dist.total(torch.stack(sums).sum(dim=0)) / rows.clamp(min=1)
+        return torch.where(rows > 0, momentum * centre.float() + (1 - momentum) * score(mean).float(), centre.float())
 
 
 def dino_local_loss(student: Tensor, targets: Tensor, temperature: float) -> Tensor:
@@ -116,6 +154,28 @@ def ibot_loss(student: Tensor, targets: Tensor, weights: Tensor, num_crops: int,
     """
     log_p = F.log_softmax(student.float() / temperature, dim=-1)
     return -((log_p * targets.float()).sum(dim=-1) * weights.float()).sum() / num_crops
+
+
+@compilable
+def distillation_losses(
+    student: Tensor, teacher_cls: Tensor, teacher_patches: Tensor, prices: Prices, weights: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """DINO over all crops and iBOT, from scores: as one function, so that compiled it stores no probabilities.
+
+    Args:
+        student: (2n + m + crops * n, K) scores of global crops, of hidden patches, of local crops.
+        teacher_cls, teacher_patches: (2n, K) and (m, K) scores of the global crops and the same patches.
+        weights: (m,) of the patches; see `ibot_loss`.
+        temperature: of the student.
+    """
+    rows, hidden = len(teacher_cls), len(teacher_patches)
+    whole, patches, local = student.split([rows, hidden, len(student) - rows - hidden])
+    targets = teacher_targets(teacher_cls, prices.temperature, prices.cls).unflatten(0, (2, -1))
+    dino = dino_global_loss(whole, targets, temperature, num_local=2 * len(local) // rows)
+    if len(local):
+        dino = dino + dino_local_loss(local, targets, temperature)
+    known = teacher_targets(teacher_patches, prices.temperature, prices.patches)
+    return dino, ibot_loss(patches, known, weights, rows, temperature)
 
 
 def koleo_loss(features: Tensor) -> Tensor:

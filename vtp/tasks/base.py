@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,7 @@ class Task(ABC):
         steps: length of the training.
         batch: pictures of a global step.
         microbatch: pictures of one forward pass on a rank; None: all of them.
+        steady: every step does the same work, and all that changes with the step are draws: it can be recorded and replayed.
     """
 
     models: nn.ModuleDict
@@ -88,6 +90,7 @@ class Task(ABC):
     steps: int
     batch: int
     microbatch: int | None = field(default=None, kw_only=True)
+    steady: ClassVar[bool] = False
 
     @abstractmethod
     def passes(self, phase: str, batch: Batch, draws: Draws) -> Iterator[Backward | Report]:
@@ -103,9 +106,17 @@ class Task(ABC):
 
 
 def slices(rows: int, chunk: int | None) -> list[slice]:
-    """Cut `rows` into pieces of at most `chunk`."""
-    size = chunk or rows
-    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+    """Cut `rows` into equal pieces of `chunk`; None, or a chunk that holds them all, leaves one.
+
+    Raises:
+        ValueError: `rows` does not divide by `chunk`.
+    """
+    size = min(chunk or rows, rows)
+    if rows % size:
+        raise ValueError(
+            f"{rows} pictures of a rank do not divide into micro-batches of {size}; set run.microbatch to a divisor, or to null."
+        )
+    return [slice(start, start + size) for start in range(0, rows, size)]
 
 
 Encoded = tuple[tuple[Tensor, ...], dict[str, Tensor]]
@@ -136,6 +147,7 @@ def whole_batch(
     leaves: tuple[Tensor, ...] = ()
     reported: dict[str, Tensor] = {}
     if loss is not None:
+        # Without gradients only the embeddings are asked for; an `encode` whose terms cost something leaves them out.
         with torch.no_grad():
             cached = [encode(piece)[0] for piece in pieces]
         leaves = tuple(torch.cat(parts).requires_grad_() for parts in zip(*cached, strict=True))

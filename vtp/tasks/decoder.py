@@ -93,7 +93,7 @@ class FinetuneDecoder(Task):
     def passes(self, phase: str, batch: Batch, draws: Draws) -> Iterator[Backward | Report]:
         pixels = random_view(
             batch["images"], draws, "view", self.batch, scale=self.params.crop_scale, size=self.image_size, flip=True
-        )
+        ).of()
         if phase == "generator":
             yield from self._generator(pixels, draws)
         elif draws.step >= self.params.discriminator_start:

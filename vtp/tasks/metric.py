@@ -34,7 +34,7 @@ class TrainMetricNetwork(Task):
     def passes(self, phase: str, batch: Batch, draws: Draws) -> Iterator[Backward | Report]:
         pixels = random_view(
             batch["images"], draws, "view", self.batch, scale=self.params.crop_scale, size=self.image_size, flip=True
-        )
+        ).of()
 
         def encode(rows: slice) -> Encoded:
             logits = self.network(pixels[rows]).float()

@@ -8,27 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from vtp import dist
 from vtp.config import PretrainParams
-from vtp.data.masks import block_masks, listed
+from vtp.data.masks import Masks, block_masks, listed
 from vtp.data.views import clip_view, global_crops, local_crops, reconstruction_view
 from vtp.models.encoder import Features
 from vtp.models.heads import DinoHead
 from vtp.models.tokenizer import MAX_LOGIT_SCALE, VisualTokenizer, denormalize, normalize
 from vtp.objectives.contrastive import clip_loss, siglip_loss
-from vtp.objectives.distillation import (
-    centred_targets,
-    dino_global_loss,
-    dino_local_loss,
-    ibot_loss,
-    koleo_loss,
-    sinkhorn_targets,
-    updated_centre,
-)
+from vtp.objectives.distillation import Prices, distillation_losses, koleo_loss, sinkhorn_prices, updated_centre
 from vtp.objectives.reconstruction import l1_loss
 from vtp.schedules import ramp
 from vtp.seeding import Draws
@@ -59,6 +52,21 @@ class Distiller(nn.Module):
         return Features(self.encoder.bottleneck(features.cls), self.encoder.bottleneck(features.patches))
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What the teacher sees in the global crops of n pictures: points on its head's sphere, from which scores follow.
+
+    Attributes:
+        cls: (2n, d) of whole crops, view-major.
+        patches: (m, d) of the hidden places.
+        places: where they are.
+    """
+
+    cls: Tensor
+    patches: Tensor
+    places: Masks
+
+
 class Pretrain(Task):
     """See the module. The tokenizer's text tower exists if and only if the objective contrasts.
 
@@ -68,6 +76,8 @@ class Pretrain(Task):
         image_size: side of the views that contrast and reconstruction see, in pixels.
         generator: initialises the self-distillation head.
     """
+
+    steady = True
 
     def __init__(
         self,
@@ -120,17 +130,30 @@ class Pretrain(Task):
         if "ssl" in objective:
             rows = draws.subset("ssl_subset", self.batch, self.params.ssl_batch)
             yield from self._distil(images[rows], draws)
-        rows = draws.subset("reconstruction_subset", self.batch, self.params.reconstruction_batch)
-        yield from self._reconstruct(images[rows], draws)
+        if not self.params.share_clip_view:
+            rows = draws.subset("reconstruction_subset", self.batch, self.params.reconstruction_batch)
+            yield from self._reconstruct(images[rows], draws)
 
     def _contrast(self, images: Tensor, tokens: Tensor, draws: Draws) -> Iterator[Backward | Report]:
-        """Pictures and captions of the whole batch find each other (CLIP, arXiv 2103.00020; SigLIP, arXiv 2303.15343)."""
-        pixels = clip_view(images, draws, self.batch, self.params.views, size=self.image_size)
+        """Pictures and captions of the whole batch find each other (CLIP, arXiv 2103.00020; SigLIP, arXiv 2303.15343).
+
+        With `share_clip_view` the subset that is to be reconstructed is decoded from these very features.
+        """
+        view = clip_view(images, draws, self.batch, self.params.views, size=self.image_size)
         keep = self._keep(draws, "clip_drop", self.batch)
+        stride = self.batch // self.params.reconstruction_batch
+        rebuilt = None
+        if self.params.share_clip_view:
+            rebuilt = draws.subset("reconstruction_subset", self.batch, self.params.reconstruction_batch)
 
         def encode(rows: slice) -> Encoded:
-            features = self.tokenizer.encoder(normalize(pixels[rows]), keep=_rows(keep, rows))
-            return (self.tokenizer.project(features), self.tokenizer.encode_text(tokens[rows])), {}
+            pixels = view.of(rows)
+            features = self.tokenizer.encoder(normalize(pixels), keep=_rows(keep, rows))
+            embeddings = self.tokenizer.project(features), self.tokenizer.encode_text(tokens[rows])
+            if rebuilt is None or not torch.is_grad_enabled():
+                return embeddings, {}
+            mine = rebuilt[rows.start // stride : rows.stop // stride] - rows.start
+            return embeddings, self._rebuilt(Features(features.cls[mine], features.patches[mine]), pixels[mine])
 
         def loss(image: Tensor, text: Tensor) -> dict[str, Tensor]:
             scale = self.tokenizer.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
@@ -138,85 +161,96 @@ class Pretrain(Task):
                 return {"clip": clip_loss(image, text, scale)}
             return {"clip": siglip_loss(image, text, scale, self.tokenizer.logit_bias, chunk=self.microbatch)}
 
-        yield from whole_batch(encode, loss, self.params.weights, rows=len(images), chunk=self.microbatch)
+        yield from whole_batch(encode, loss, self.params.weights, rows=len(images), chunk=self._chunk(len(images)))
 
     def _distil(self, images: Tensor, draws: Draws) -> Iterator[Backward | Report]:
         """The student predicts the teacher's view of other crops (DINO) and of hidden patches (iBOT), and spreads out (KoLeo)."""
         ssl, views, total, b = self.params.ssl, self.params.views, self.params.ssl_batch, len(images)
-        crops = global_crops(images, draws, total, views).unflatten(0, (2, b))
-        small = local_crops(images, draws, total, views).unflatten(0, (views.local_crops, b)) if views.local_crops else None
+        chunk = self._chunk(b)
+        crops = global_crops(images, draws, total, views)
+        small = local_crops(images, draws, total, views) if views.local_crops else None
         side = views.global_size // self.tokenizer.options.encoder.patch
         masks = block_masks(draws, 2 * total, (side, side), ssl.mask_probability, ssl.mask_ratio)
         mask = masks.mask.unflatten(0, (2, b))
-        cls_targets, patch_targets = self._targets(crops, mask, masks.most, draws.step)
         keep = self._keep(draws, "ssl_drop", (2 + views.local_crops) * total)
         keep = None if keep is None else keep.unflatten(0, (2 + views.local_crops, b))
+        # Where a batch fits, teacher and student look at the same pixels; where it does not, pixels are cheaper than memory.
+        whole = crops.of() if chunk is None else None
+        lessons = {
+            rows.start: self._lesson(crops.of(rows) if whole is None else whole, listed(mask[:, rows].flatten(0, 1), masks.most))
+            for rows in slices(b, chunk)
+        }
+        prices = self._prices(list(lessons.values()), draws)
 
         def encode(rows: slice) -> Encoded:
-            n = rows.stop - rows.start
-            kept = None if keep is None else keep[:, rows]
-            seen = mask[:, rows].flatten(0, 1)
-            features = self.student(crops[:, rows].flatten(0, 1), seen, None if kept is None else kept[:2].flatten(0, 1))
-            logits = self.student.head(features.cls)
-            targets = cls_targets[:, rows]
-            terms = {"dino": dino_global_loss(logits, targets, ssl.student_temperature, num_local=views.local_crops)}
+            lesson, kept = lessons[rows.start], None if keep is None else keep[:, rows]
+            pixels = crops.of(rows) if whole is None else whole
+            features = self.student(pixels, lesson.places.mask, None if kept is None else kept[:2].flatten(0, 1))
+            if not torch.is_grad_enabled():
+                return features.cls.chunk(2), {}
+            read = [features.cls, features.patches.flatten(0, 1).index_select(0, lesson.places.indices)]
             if small is not None:
-                local = self.student(small[:, rows].flatten(0, 1), None, None if kept is None else kept[2:].flatten(0, 1)).cls
-                terms["dino"] = terms["dino"] + dino_local_loss(self.student.head(local), targets, ssl.student_temperature)
-            places = listed(seen, masks.most)
-            guesses = self.student.head(features.patches.flatten(0, 1)[places.indices])
-            known = patch_targets[:, rows].flatten(0, 2)[places.indices]
-            terms["ibot"] = ibot_loss(guesses, known, places.weights, 2 * n, ssl.student_temperature)
-            view_1, view_2 = features.cls.chunk(2)
-            return (view_1, view_2), terms
+                read.append(self.student(small.of(rows), None, None if kept is None else kept[2:].flatten(0, 1)).cls)
+            scores = self.student.head(torch.cat(read))
+            cls, patches = self.teacher.head.scores(lesson.cls), self.teacher.head.scores(lesson.patches)
+            dino, ibot = distillation_losses(scores, cls, patches, prices, lesson.places.weights, ssl.student_temperature)
+            return features.cls.chunk(2), {"dino": dino, "ibot": ibot}
 
         def loss(view_1: Tensor, view_2: Tensor) -> dict[str, Tensor]:
             return {"koleo": koleo_loss(view_1) + koleo_loss(view_2)}
 
-        yield from whole_batch(encode, loss, self.params.weights, rows=b, chunk=self.microbatch)
+        yield from whole_batch(encode, loss, self.params.weights, rows=b, chunk=chunk)
 
     @torch.no_grad()
-    def _targets(self, crops: Tensor, mask: Tensor, most: tuple[int, ...], step: int) -> tuple[Tensor, Tensor]:
-        """What the teacher sees in the whole crops (2, b, 3, s, s): class targets (2, b, K), patch targets (2, b, N, K).
+    def _lesson(self, pixels: Tensor, places: Masks) -> Lesson:
+        """What the teacher sees in the whole global crops (2n, 3, s, s) of n pictures."""
+        features = self.teacher(pixels)
+        patches = features.patches.flatten(0, 1).index_select(0, places.indices)
+        sphere = self.teacher.head.sphere(torch.cat([features.cls, patches]))
+        return Lesson(sphere[: len(pixels)], sphere[len(pixels) :], places)
 
-        Patch targets stand at the hidden places only, zeros elsewhere.
-        """
-        ssl, teacher = self.params.ssl, self.teacher
-        pieces = [teacher(crops[:, rows].flatten(0, 1)) for rows in slices(crops.shape[1], self.microbatch)]
-        cls = torch.cat([piece.cls.unflatten(0, (2, -1)) for piece in pieces], dim=1)
-        patches = torch.cat([piece.patches.unflatten(0, (2, -1)) for piece in pieces], dim=1)
-        places = listed(mask.flatten(0, 1), most)
-        cls_logits = teacher.head(cls.flatten(0, 1))
-        patch_logits = teacher.head(patches.flatten(0, 2)[places.indices])
-        temperature = ramp(ssl.teacher_temperature, step)
+    @torch.no_grad()
+    def _prices(self, lessons: list[Lesson], draws: Draws) -> Prices:
+        """What the teacher's prototypes cost in this step, from all of the global batch or from the steps before it."""
+        ssl, teacher, score = self.params.ssl, self.teacher, self.teacher.head.scores
+        temperature = draws.scheduled("teacher_temperature", lambda step: ramp(ssl.teacher_temperature, step))
+        cls, patches = [lesson.cls for lesson in lessons], [lesson.patches for lesson in lessons]
+        valid = [lesson.places.valid for lesson in lessons]
         if ssl.targets == "sinkhorn":
-            cls_targets = sinkhorn_targets(cls_logits, temperature)
-            patch_targets = sinkhorn_targets(patch_logits, temperature, valid=places.valid)
-        else:
-            cls_targets = centred_targets(cls_logits, teacher.cls_centre, temperature)
-            patch_targets = centred_targets(patch_logits, teacher.patch_centre, temperature) * places.valid[:, None]
-            # A step uses the centres of the steps before it.
-            teacher.cls_centre.copy_(updated_centre(teacher.cls_centre, cls_logits, CENTRE_MOMENTUM))
-            teacher.patch_centre.copy_(updated_centre(teacher.patch_centre, patch_logits, CENTRE_MOMENTUM, places.valid))
-        spread = patch_targets.new_zeros(mask.numel(), patch_targets.shape[1])
-        spread.index_add_(0, places.indices, patch_targets)
-        return cls_targets.unflatten(0, (2, -1)), spread.view(*mask.shape, -1)
+            return Prices(
+                temperature, sinkhorn_prices(score, cls, temperature), sinkhorn_prices(score, patches, temperature, valid=valid)
+            )
+        prices = Prices(temperature, teacher.cls_centre / temperature, teacher.patch_centre / temperature)
+        # A step uses the centres of the steps before it.
+        teacher.cls_centre.copy_(updated_centre(teacher.cls_centre, score, cls, CENTRE_MOMENTUM))
+        teacher.patch_centre.copy_(updated_centre(teacher.patch_centre, score, patches, CENTRE_MOMENTUM, valid=valid))
+        return prices
 
     def _reconstruct(self, images: Tensor, draws: Draws) -> Iterator[Backward | Report]:
-        """Pixels come back through the bottleneck: L1 in normalised space, and LPIPS (arXiv 1801.03924)."""
+        """Pixels come back through the bottleneck."""
         total = self.params.reconstruction_batch
-        pixels = reconstruction_view(images, draws, total, self.params.views, size=self.image_size)
+        view = reconstruction_view(images, draws, total, self.params.views, size=self.image_size)
         keep = self._keep(draws, "reconstruction_drop", total)
-        side = self.image_size // self.tokenizer.options.encoder.patch
 
         def encode(rows: slice) -> Encoded:
-            target = normalize(pixels[rows])
-            features = self.tokenizer.encoder(target, keep=_rows(keep, rows))
-            decoded = self.tokenizer.decoder(self.tokenizer.encoder.latents(features, side, side))
-            distance = self.perceptual(2 * denormalize(decoded) - 1, 2 * pixels[rows] - 1)
-            return (), {"l1": l1_loss(decoded, target), "lpips": distance.mean()}
+            pixels = view.of(rows)
+            return (), self._rebuilt(self.tokenizer.encoder(normalize(pixels), keep=_rows(keep, rows)), pixels)
 
-        yield from whole_batch(encode, None, self.params.weights, rows=len(images), chunk=self.microbatch)
+        yield from whole_batch(encode, None, self.params.weights, rows=len(images), chunk=self._chunk(len(images)))
+
+    def _rebuilt(self, features: Features, pixels: Tensor) -> dict[str, Tensor]:
+        """How far decoded features are from their pixels: L1 in normalised space, and LPIPS (arXiv 1801.03924)."""
+        side = self.image_size // self.tokenizer.options.encoder.patch
+        decoded = self.tokenizer.decoder(self.tokenizer.encoder.latents(features, side, side))
+        distance = self.perceptual(2 * denormalize(decoded) - 1, 2 * pixels - 1)
+        return {"l1": l1_loss(decoded, normalize(pixels)), "lpips": distance.mean()}
+
+    def _chunk(self, rows: int) -> int | None:
+        """Pictures of one forward pass where an objective sees `rows`: all, or as many passes as the whole batch is cut into."""
+        batch = self.batch // dist.world()
+        if self.microbatch is None or self.microbatch >= batch:
+            return None
+        return max(1, rows * self.microbatch // batch)
 
     def _keep(self, draws: Draws, purpose: str, total: int) -> Tensor | None:
         """Stochastic depth's factors (rows, depth, 2), or None where nothing is dropped."""

@@ -1,0 +1,228 @@
+"""The joint step of pre-training: `python -m benchmarks.joint --work W1` (W1, W2 or 16k; see benchmarks/works/).
+
+Our own task and engine, with pictures and captions already on the device. Before anything is timed, loss and gradients of the
+fast form (compiled, its batch cut as the work says) are held against the plain form of the same weights on the same batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import logging
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks import measure
+from benchmarks.works import parameters
+from stages.pretrain import options
+from vtp import dist
+from vtp.compiling import compiled
+from vtp.config import Params
+from vtp.engine.checkpoint import State
+from vtp.engine.flops import counted
+from vtp.engine.loop import backward, stepper
+from vtp.engine.optim import optimizers
+from vtp.engine.parallel import compile_blocks
+from vtp.engine.session import start
+from vtp.models.frozen import Perceptual, Slices
+from vtp.models.tokenizer import VisualTokenizer
+from vtp.seeding import Draws, forked, generator
+from vtp.tasks.base import Batch
+from vtp.tasks.pretrain import Pretrain
+
+log = logging.getLogger(__name__)
+
+VGG = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+"""Widths of VGG-16's convolutions between its poolings (arXiv 1409.1556)."""
+
+SEEN = {"W1": 5, "16k": 5, "W2": 3}
+"""Of VGG-16, how many of these stages the perceptual distance of a piece of work sees."""
+
+TOLERANCE = {"cuda": 2e-2, "cpu": 1e-4}
+"""Relative error of loss and gradient that is let through: products are bfloat16 on a GPU, float32 on a CPU."""
+
+BACKENDS = {
+    "default": None,
+    "cudnn": [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
+    "flash": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
+}
+
+
+def perceptual(stages: int) -> Perceptual:
+    """LPIPS's form on the first stages of a VGG-16 with random weights, which cost the same as trained ones."""
+    parts, channels, before = [], [], 3
+    with forked(0, "vgg"):
+        for i, widths in enumerate(VGG[:stages]):
+            layers: list[nn.Module] = [nn.MaxPool2d(2)] if i else []
+            for width in widths:
+                layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU()]
+                before = width
+            parts.append(nn.Sequential(*layers))
+            channels.append(torch.ones(1, before, 1, 1))
+    return Perceptual(Slices(parts), torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1), channels)
+
+
+def task_of(params: Params, stages: int, device: torch.device) -> Pretrain:
+    """The task that the stage `pretrain` would train, on `device`."""
+    tokenizer = VisualTokenizer(options(params))
+    tokenizer.init_weights(generator(params.seed, "tokenizer"))
+    task = Pretrain(
+        params.pretrain,
+        tokenizer,
+        perceptual(stages),
+        image_size=params.data.image_size,
+        generator=generator(params.seed, "head"),
+        microbatch=params.run.microbatch,
+    )
+    task.to(device)
+    task.models.train()
+    return task
+
+
+def batch_of(params: Params, device: torch.device) -> Batch:
+    """Pictures with structure and noise, and captions that end somewhere; random, and the same at every call."""
+    count, size, length = params.pretrain.batch, params.data.image_size, params.data.context_length
+    draw = generator(0, "benchmark", device=device)
+    images = torch.empty(count, 3, size, size, dtype=torch.uint8, device=device)
+    for part in images.split(256):
+        coarse = torch.rand(len(part), 3, 8, 8, generator=draw, device=device)
+        smooth = F.interpolate(coarse, (size, size), mode="bilinear")
+        part.copy_(255 * (0.9 * smooth + 0.1 * torch.rand(part.shape, generator=draw, device=device)))
+    tokens = torch.randint(1, 49405, (count, length), generator=draw, device=device)
+    tokens[:, 0] = 49406
+    ends = torch.randint(length // 2, length, (count, 1), generator=draw, device=device)
+    place = torch.arange(length, device=device)
+    return {"images": images, "tokens": torch.where(place == ends, 49407, torch.where(place < ends, tokens, 0))}
+
+
+def gradients(task: Pretrain, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What a step reports, and its gradients by parameter."""
+    scalars, _ = backward(task, task.phases[0], batch, Draws(0, 0, batch["images"].device))
+    found = {name: p.grad for name, p in task.models.named_parameters() if p.grad is not None}
+    task.models.zero_grad()
+    return scalars, found
+
+
+def errors(params: Params, stages: int, device: torch.device) -> dict[str, object]:
+    """Relative errors of the fast form against the plain one, for the loss, the gradient and, to look closer, its parts."""
+    chunk = params.run.microbatch
+    if chunk is not None:
+        # Two pieces instead of all, and the plain form cut into more, so that it fits.
+        p = params.pretrain
+        pieces = p.batch // chunk // 2
+        p = replace(p, batch=2 * chunk, ssl_batch=p.ssl_batch // pieces, reconstruction_batch=p.reconstruction_batch // pieces)
+        params = replace(params, pretrain=p)
+    batch = batch_of(params, device)
+    fast = task_of(params, stages, device)
+    plain = deepcopy(fast)
+    plain.microbatch = None if chunk is None else chunk // 2
+    expected_terms, expected = gradients(plain, batch)
+    del plain
+    compile_blocks(fast.models)
+    with compiled(True):
+        terms, found = gradients(fast, batch)
+    weights = params.pretrain.weights
+    ours, theirs = (sum(weights[name] * float(value) for name, value in each.items()) for each in (terms, expected_terms))
+    parts: dict[str, object] = {}
+    for part in dict.fromkeys(".".join(name.split(".")[:2]) for name in expected):
+        names = [name for name in expected if name.startswith(part)]
+        parts[part] = measure.relative_error([found[n] for n in names], [expected[n] for n in names])
+    return {
+        "loss_error": abs(ours - theirs) / abs(theirs),
+        "gradient_error": measure.relative_error([found[n] for n in expected], expected.values()),
+        "gradient_error_of": parts,
+        "terms": {name: float(value) for name, value in terms.items()},
+    }
+
+
+def step_of(params: Params, stages: int, device: torch.device, *, fast: bool) -> Callable[[], object]:
+    """Training steps one after another on one batch: as fast as we can, or as plain as it is written."""
+    task = task_of(params, stages, device)
+    state = State(task.models, optimizers(task))
+    if fast:
+        compile_blocks(task.models)
+    one = stepper(task, state, 0, device, replayed=fast and params.run.replay and device.type == "cuda")
+    batch = batch_of(params, device)
+
+    def step() -> object:
+        with compiled(fast):
+            scalars = one(batch, state.step)
+        state.step += 1
+        return scalars
+
+    return step
+
+
+def flop(params: Params, stages: int) -> float:
+    """Operations of the undivided step, counted on tensors without storage."""
+    with FakeTensorMode():
+        task = task_of(replace(params, run=replace(params.run, microbatch=None)), stages, torch.device("cpu"))
+        state = State(task.models, {})
+        with counted(state, False):
+            gradients(task, batch_of(params, torch.device("cpu")))
+    return float(state.flops) / dist.world()
+
+
+def measured(args: argparse.Namespace) -> bool:
+    """Check, time and record one piece of work. False where the check fails; nothing is recorded then."""
+    params = parameters(args.work, *(["tiny"] if args.tiny else []))
+    device, stages = start(params.run), SEEN[args.work]
+    figures = errors(params, stages, device)
+    clear()
+    log.info("%s", figures)
+    tops = measure.ceiling(device)
+    step = step_of(params, stages, device, fast=True)
+    timing = measure.timed(step, device, warmup=6, runs=args.runs, quiet=True)
+    log.info("%s", timing)
+    figures |= {"images_per_second": 1000 * params.pretrain.batch / timing.milliseconds}
+    if args.profile:
+        figures["share_by_kind"] = measure.profile(step, device, timing)
+    del step
+    clear()
+    if args.reference:
+        plain = step_of(params, stages, device, fast=False)
+        figures["reference"] = asdict(measure.timed(plain, device, warmup=2, runs=args.runs, quiet=False))
+    tolerance = TOLERANCE[device.type]
+    good = all(isinstance(e, float) and e < tolerance for e in (figures["loss_error"], figures["gradient_error"]))
+    name = f"{args.work}-tiny" if args.tiny else args.work
+    if good:
+        work = flop(params, stages)
+        measure.record(name, timing, device, module="benchmarks.joint", ceiling_tflops=tops, flop=work, extra=figures)
+    else:
+        log.error("%s is not recorded: its error is above %g", name, tolerance)
+    return good
+
+
+def clear() -> None:
+    """Give back what earlier work has left."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", choices=sorted(SEEN), required=True)
+    parser.add_argument("--tiny", action="store_true", help="a small stand-in for the work, to try the command")
+    parser.add_argument("--reference", action="store_true", help="time the plain form as well")
+    parser.add_argument("--profile", action="store_true", help="tell where the time goes, by kind of kernel")
+    parser.add_argument("--attention", choices=sorted(BACKENDS), default="default")
+    parser.add_argument("--runs", type=int, default=10)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    backends = BACKENDS[args.attention]
+    with contextlib.nullcontext() if backends is None else sdpa_kernel(backends, set_priority=True):
+        sys.exit(0 if measured(args) else 1)
+
+
+if __name__ == "__main__":
+    main()
