@@ -83,7 +83,8 @@ def task_of(params: Params, stages: int, device: torch.device) -> Pretrain:
         generator=generator(params.seed, "head"),
         microbatch=params.run.microbatch,
     )
-    task.to(device)
+    if device.type != "cpu":
+        task.to(device)
     task.models.train()
     return task
 
