@@ -81,9 +81,9 @@ def all_views(images: Tensor, draws: Draws, kind: Kind) -> list[Tensor]:
     total = len(images)
     few = images[: total // 4]
     return [
-        clip_view(images, draws, total, kind.views, size=kind.image_size),
-        global_crops(few, draws, total // 4, kind.views),
-        local_crops(few, draws, total // 4, kind.views),
+        clip_view(images, draws, total, kind.views, size=kind.image_size).of(),
+        global_crops(few, draws, total // 4, kind.views).of(),
+        local_crops(few, draws, total // 4, kind.views).of(),
     ]
 
 
