@@ -8,12 +8,12 @@ from vtp.run import entry, open_run
 
 def main(params: Params) -> None:
     with open_run("prepare", params) as run:
-        from vtp.data import pins
-        from vtp.data.prepare import prepare
+        from vtp.data import source_pins
+        from vtp.data.prepare import How, prepare
 
-        pins.check(params.data, ROOT / "data" / "inputs")
+        source_pins.check(params.data, ROOT / "data" / "inputs")
         run.check()
-        facts = prepare(ROOT / "data" / "prepare", params.data, params.seed)
+        facts = prepare(ROOT / "data" / "prepare", params.data, params.seed, How(params.run.executor))
         counts = {
             f"{split}_{name}": facts[split][name] for split in ("train", "validation") for name in ("pictures", "broken_rows")
         }

@@ -34,6 +34,11 @@ def test_the_committed_file_passes():
         ("pretrain.init_from=weights", "pretrain.init_from=weights must be absolute"),
         ("data.source=parquet", "data.path is null"),
         ("data.path=here", "must be absolute"),
+        ("data.class_names=names.txt", "data.class_names=names.txt must be absolute"),
+        ("data.mode=index", "data.source=scenes has none"),
+        ("data.store_size=32", "data.store_size=32 is below data.image_size"),
+        ("data.templates=[a dog]", "data.templates: 'a dog' must hold {} once"),
+        ("data.train_samples=null", "must be numbers for data.source=scenes"),
         ("model.sizes.small.encoder.heads=5", "model.sizes.small.encoder.width"),
         ("~pretrain.steps", "pretrain.steps is missing"),
         ("+pretrain.stepz=3", "did you mean steps?"),
@@ -56,6 +61,18 @@ def test_a_given_tokenizer_is_used_as_it_is_or_trained_on_not_both():
     assert str(load(["tokenizer.source=pretrained:/a/b", "tokenizer.patch=24"]).given_tokenizer) == "/a/b"
     with pytest.raises(ConfigError, match=r"tokenizer\.source and pretrain\.init_from both name a tokenizer"):
         load(["tokenizer.source=pretrained:/a/b", "pretrain.init_from=/a/b"])
+
+
+def test_tars_may_lie_elsewhere_and_need_some_for_validation():
+    tars = ["data.source=webdataset", "data.train_samples=null", "data.validation_samples=null", "data.mode=index"]
+    url = "data.path='s3://bucket/{000..331}.tar'"
+    assert load([*tars, url, "data.validation_path=/here/*.tar"]).data.path == "s3://bucket/{000..331}.tar"
+    with pytest.raises(ConfigError, match=r"data.validation_path is null"):
+        load([*tars, url])
+    with pytest.raises(ConfigError, match="must be null for webdataset"):
+        load([*tars, url, "data.validation_path=/here/*.tar", "data.train_samples=3"])
+    with pytest.raises(ConfigError, match="must be absolute"):
+        load(["data.source=parquet", "data.path=s3://bucket/folder"])
 
 
 @pytest.mark.trap

@@ -42,11 +42,11 @@ def recipe(name: str | None, overrides: tuple[str, ...]) -> None:
 @click.argument("overrides", nargs=-1)
 def pin(overrides: tuple[str, ...]) -> None:
     """Pin what comes from outside under data/inputs/ (files, sizes, checksums): data.path, and the tokenizer begun with."""
-    from vtp.data import pins
+    from vtp.data import pins, source_pins
     from vtp.models.pretrained import FILES
 
     params, inputs = load(list(overrides)), ROOT / "data" / "inputs"
-    click.echo(f"wrote {pins.write_pin(params.data, inputs)}")
+    click.echo(f"wrote {source_pins.write_pin(params.data, inputs)}")
     click.echo(f"wrote {pins.write_tokenizer_pin(params.given_tokenizer, FILES, inputs)}")
 
 

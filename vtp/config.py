@@ -11,41 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from vtp.typed import ConfigError, Range, build
+from vtp.config_data import DataParams as DataParams
+from vtp.config_data import check_data
+from vtp.typed import ConfigError, Count, Interval, Positive, Range, Rate, Weight, Whole, build
 
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout this code was imported from."""
 
 PRETRAINED = "pretrained:"
 """What `tokenizer.source` begins with where it names a folder."""
-
-Count = Annotated[int, Range(least=1)]
-Whole = Annotated[int, Range(least=0)]
-Rate = Annotated[float, Range(least=0, most=1)]
-Positive = Annotated[float, Range(above=0)]
-Weight = Annotated[float, Range(least=0)]
-Interval = Annotated[tuple[float, float], Range(above=0, most=1)]
-
-
-@dataclass(frozen=True)
-class ParquetColumns:
-    image: str
-    caption: str
-    label: str
-    class_name: str
-
-
-@dataclass(frozen=True)
-class DataParams:
-    source: Literal["scenes", "parquet"]
-    path: str | None
-    train_samples: Count | None
-    validation_samples: Count | None
-    image_size: Annotated[int, Range(least=16)]
-    context_length: Annotated[int, Range(least=4)]
-    shard_samples: Count
-    max_bad_fraction: Rate
-    parquet: ParquetColumns
 
 
 @dataclass(frozen=True)
@@ -277,6 +251,7 @@ class RunParams:
     device: Literal["auto", "cpu", "cuda"]
     threads: Count | None
     workers: Whole
+    executor: Literal["processes", "ray"]
     microbatch: Count | None
     compile: bool
     profile: Count | None
@@ -370,12 +345,7 @@ def _check(p: Params) -> None:
         part_batch = getattr(p.pretrain, key)
         if p.pretrain.batch % part_batch:
             raise ConfigError(f"pretrain.{key}={part_batch} does not divide pretrain.batch={p.pretrain.batch}; use a divisor.")
-    if p.data.source != "scenes" and p.data.path is None:
-        raise ConfigError(f"data.path is null; data.source={p.data.source} needs the absolute path of its files.")
-    if p.data.path is not None and not Path(p.data.path).is_absolute():
-        raise ConfigError(f"data.path={p.data.path} must be absolute, or a copy of the checkout would not find it.")
-    if p.data.source == "scenes" and (p.data.train_samples is None or p.data.validation_samples is None):
-        raise ConfigError("data.train_samples and data.validation_samples must be numbers for data.source=scenes.")
+    check_data(p.data)
     if p.pretrain.share_clip_view and "clip" not in p.pretrain.objective:
         raise ConfigError(f"pretrain.share_clip_view=true needs a clip view; pretrain.objective={p.pretrain.objective} has none.")
     low, high = p.pretrain.ssl.mask_ratio

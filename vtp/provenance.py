@@ -21,6 +21,7 @@ from vtp.config import ROOT, ConfigError, Params
 OBSERVERS = (
     "vtp/__init__.py",
     "vtp/config.py",
+    "vtp/config_data.py",
     "vtp/typed.py",
     "vtp/lock.py",
     "vtp/provenance.py",

@@ -11,7 +11,7 @@ import difflib
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 
 class ConfigError(ValueError):
@@ -33,6 +33,14 @@ class Range:
             raise ConfigError(f"{key}={value} is too small; it must be above {self.above:g}.")
         if self.most is not None and value > self.most:
             raise ConfigError(f"{key}={value} is too large; it must be at most {self.most:g}.")
+
+
+Count = Annotated[int, Range(least=1)]
+Whole = Annotated[int, Range(least=0)]
+Rate = Annotated[float, Range(least=0, most=1)]
+Positive = Annotated[float, Range(above=0)]
+Weight = Annotated[float, Range(least=0)]
+Interval = Annotated[tuple[float, float], Range(above=0, most=1)]
 
 
 def build(schema: Any, value: Any, key: str = "") -> Any:

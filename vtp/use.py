@@ -12,7 +12,7 @@ from vtp import sampling, seeding
 from vtp.artifacts import load_json
 from vtp.config import SampleParams
 from vtp.data.latents import load_statistics
-from vtp.data.pictures import prepare
+from vtp.data.pictures import Unusable, centre_crop, decode
 from vtp.data.shards import ClassInfo
 from vtp.evaluation import decoded, prompt_features, speechless
 from vtp.metrics.reconstruction import psnr
@@ -66,10 +66,11 @@ def read_pictures(files: Sequence[Path], size: int) -> Tensor:
     """
     pictures = []
     for file in files:
-        picture = prepare(file.read_bytes(), size) if file.is_file() else None
-        if picture is None:
-            raise ValueError(f"{file} cannot be read as a picture; give a PNG, JPEG or WebP of 8 bits a channel.")
-        pictures.append(torch.frombuffer(bytearray(picture.pixels), dtype=torch.uint8).view(size, size, 3))
+        try:
+            square = centre_crop(decode(file.read_bytes() if file.is_file() else None), size)
+        except Unusable as error:
+            raise ValueError(f"{file} cannot be read as a picture ({error}); give a PNG, JPEG or WebP.") from None
+        pictures.append(torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(size, size, 3))
     return torch.stack(pictures).permute(0, 3, 1, 2) / 255
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from vtp.config import DataParams, ParquetColumns
+from vtp.config_data import DataParams, ParquetColumns, WebDatasetMembers
+from vtp.data.prepare import How
 from vtp.data.shards import ClassInfo
 from vtp.data.sources import Row
 
@@ -18,7 +19,27 @@ CLASSES = [
     ClassInfo("blue disc", {"colour": "blue"}),
     ClassInfo("red disc", {"colour": "red"}),
 ]
-DATA = DataParams("parquet", None, None, None, 16, 8, 6, 0.5, ParquetColumns("image", "caption", "label", "class_name"))
+DATA = DataParams(
+    source="parquet",
+    path=None,
+    validation_path=None,
+    class_names=None,
+    templates=(),
+    validation_labels=None,
+    train_samples=None,
+    validation_samples=None,
+    image_size=16,
+    store_size=None,
+    context_length=8,
+    mode="copy",
+    deep_check=False,
+    duplicate_bits=None,
+    shard_samples=6,
+    max_bad_fraction=0.5,
+    parquet=ParquetColumns("image", "caption", "label", "class_name"),
+    webdataset=WebDatasetMembers("txt", None),
+)
+ONE = How(workers=1)
 
 
 def png(pixels: np.ndarray, format: str = "PNG", mode: str = "RGB") -> bytes:
@@ -41,19 +62,24 @@ def good_row(split: str, i: int) -> Row:
 
 @dataclass
 class Stub:
-    """`changes` replaces fields of single rows: {("train", 3): {"caption": " "}}."""
+    """Parts of six rows. `changes` replaces fields of single rows: {("train", 3): {"caption": " "}}."""
 
     lengths: dict[str, int]
     changes: dict[tuple[str, int], dict[str, object]]
+    captioned: bool = True
+    keys_differ: bool = True
 
-    def classes(self) -> list[ClassInfo]:
-        return CLASSES
+    def __post_init__(self) -> None:
+        self.classes = CLASSES
 
-    def length(self, split: str) -> int:
-        return self.lengths[split]
+    def parts(self, split: str) -> int:
+        return -(-self.lengths[split] // 6)
 
-    def rows(self, split: str, start: int, stop: int) -> Iterator[Row]:
-        for i in range(start, stop):
+    def tar(self, split: str, part: int) -> None:
+        return None
+
+    def rows(self, split: str, part: int) -> Iterator[Row]:
+        for i in range(6 * part, min(6 * part + 6, self.lengths[split])):
             yield replace(good_row(split, i), **self.changes.get((split, i), {}))  # type: ignore[arg-type]
 
 

@@ -57,6 +57,7 @@ def test_tars_are_plain_and_paired(prepared: Path) -> None:
     assert names == [f"train_{i}.{suffix}" for i in (6, 8, 9, 10, 11) for suffix in ("png", "json")]
     assert about == {"caption": "a red star no 6", "label": 0, "class_name": "red star", "colour": "red"}
     rows = pq.read_table(prepared / "train.rows.parquet").to_pylist()
+    assert 0 < rows[6].pop("image_hash") < 2**64
     assert rows[6] == {"key": "train_6", "caption": "a red star no 6", "label": 0, "class_name": "red star", "colour": "red"}
 
 

@@ -1,7 +1,7 @@
 """What a row must be to be trained on. Rows that break the contract are put aside with a readable reason, never repaired.
 
-The columns are checked shard by shard (`row_schema`), and what only the whole can show, after all shards are there
-(`apart_schema`): keys are unique, and the splits share no key and no picture.
+Rows are checked as they are read, some thousand at a time, with the validation split as it was read before them; that keys differ
+between all shards is seen at the end (`vtp.data.duplicates.repeated`).
 """
 
 from __future__ import annotations
@@ -9,20 +9,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vtp.data.duplicates import Seen
+
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     import pandas as pd
     import pandera.pandas as pa
 
+    Schema: TypeAlias = pa.DataFrameSchema
+
 SMALLEST_SIDE = 8
+LONGEST_SIDE = 10
+"""Times the short side; of a longer picture hardly anything is left in a square."""
 KEY = r"[A-Za-z0-9_-]{1,90}"
 """Keys become file names within a tar, where a dot or a slash would have a meaning."""
 
-REASONS = {"not_nullable": "{column} is missing", "field_uniqueness": "{column} is that of an earlier row"}
-"""pandera's own checks in words; the checks below bring theirs along."""
+REPEATED_KEY = "key is that of an earlier row"
+REASONS = {"not_nullable": "{column} is missing", "field_uniqueness": REPEATED_KEY, "fault": "{case}"}
+"""pandera's own checks in words, and what is wrong with a picture, told by whoever decoded it; other checks bring their words."""
 
 
-def row_schema(class_names: Sequence[str]) -> pa.DataFrameSchema:
-    """The rows of a shard: key, caption, label, class_name, and of the image whether it decodes and its short side in pixels."""
+def row_schema(class_names: Sequence[str], *, captioned: bool, keys_differ: bool = True, seen: Seen | None = None) -> Schema:
+    """The rows that a process looks at together.
+
+    Columns: key, caption, label, class_name (null where the source has none), caption_ids (start and end included), fault (why
+    the picture is none), short_side in pixels and elongation (long over short side) of the picture, key_hash and image_hash (64
+    bits), alike (looks like a picture of validation).
+
+    Args:
+        class_names: by label; none if rows have no labels.
+        captioned: every row needs a caption.
+        keys_differ: keys must differ from those of validation, too.
+        seen: the validation split, for training rows.
+    """
     import pandas as pd
     import pandera.pandas as pa
 
@@ -32,6 +52,11 @@ def row_schema(class_names: Sequence[str]) -> pa.DataFrameSchema:
         expected = rows["label"].astype("Int64").map(names)
         return (expected == rows["class_name"]).fillna(True).astype(bool)
 
+    labels = [pa.Check.in_range(0, len(class_names) - 1, error="label is not that of a known class")] if class_names else []
+    known_keys = (
+        [pa.Check(lambda found: ~found.isin(seen.keys), error="key is also in validation")] if seen and keys_differ else []
+    )
+    known_images = [pa.Check(lambda found: ~found.isin(seen.images), error="image is also in validation")] if seen else []
     return pa.DataFrameSchema(
         {
             "key": pa.Column(
@@ -40,37 +65,27 @@ def row_schema(class_names: Sequence[str]) -> pa.DataFrameSchema:
                 unique=True,
                 report_duplicates="exclude_first",
             ),
-            "caption": pa.Column("string", pa.Check(lambda texts: texts.str.strip() != "", error="caption is empty")),
-            "label": pa.Column("Int64", pa.Check.in_range(0, len(class_names) - 1, error="label is not that of a known class")),
-            "class_name": pa.Column("string"),
-            "decodes": pa.Column(bool, pa.Check.eq(True, error="image cannot be decoded")),
+            "caption": pa.Column("string", nullable=not captioned),
+            "caption_ids": pa.Column("Int64", pa.Check.ge(3, error="caption is empty") if captioned else None, nullable=True),
+            "label": pa.Column("Int64", labels, nullable=not class_names),
+            "class_name": pa.Column("string", nullable=True),
+            "fault": pa.Column("string", pa.Check(lambda faults: faults.isna(), error="fault"), nullable=True),
             "short_side": pa.Column(
                 "Int64", pa.Check.ge(SMALLEST_SIDE, error=f"image is smaller than {SMALLEST_SIDE} pixels"), nullable=True
             ),
+            "elongation": pa.Column(
+                float, pa.Check.le(LONGEST_SIDE, error=f"image is more than {LONGEST_SIDE} times as long as wide"), nullable=True
+            ),
+            "key_hash": pa.Column("UInt64", known_keys, nullable=True),
+            "image_hash": pa.Column("UInt64", known_images, nullable=True),
+            "alike": pa.Column(bool, pa.Check.eq(False, error="image looks like one in validation")),
         },
-        checks=pa.Check(named_alike, error="class_name is not that of the label"),
+        checks=pa.Check(named_alike, error="class_name is not that of the label") if class_names else None,
         strict=True,
     )
 
 
-def apart_schema(others: pd.DataFrame | None = None) -> pa.DataFrameSchema:
-    """The rows (key, image_hash) of a whole split, which share nothing with the rows `others` of the validation split."""
-    import pandera.pandas as pa
-
-    key_checks, hash_checks = [], []
-    if others is not None:
-        key_checks = [pa.Check(lambda keys: ~keys.isin(others["key"]), error="key is also in validation")]
-        hash_checks = [pa.Check(lambda hashes: ~hashes.isin(others["image_hash"]), error="image is also in validation")]
-    return pa.DataFrameSchema(
-        {
-            "key": pa.Column("string", key_checks, unique=True, report_duplicates="exclude_first"),
-            "image_hash": pa.Column("string", hash_checks),
-        },
-        strict=True,
-    )
-
-
-def broken(schema: pa.DataFrameSchema, rows: pd.DataFrame) -> dict[int, list[str]]:
+def broken(schema: Schema, rows: pd.DataFrame) -> dict[int, list[str]]:
     """Why rows break a schema: row label -> reasons, both in rising order. Rows that keep it are absent."""
     import pandera.pandas as pa
 
@@ -83,6 +98,7 @@ def broken(schema: pa.DataFrameSchema, rows: pd.DataFrame) -> dict[int, list[str
     if cases["index"].isna().any():
         raise TypeError(f"the frame itself does not fit the contract: {cases['check'].tolist()}")
     reasons: dict[int, set[str]] = {}
-    for column, check, index in zip(cases["column"], cases["check"], cases["index"], strict=True):
-        reasons.setdefault(int(index), set()).add(REASONS.get(check, check).format(column=column))
+    columns = (cases[name] for name in ("column", "check", "index", "failure_case"))
+    for column, check, index, case in zip(*columns, strict=True):
+        reasons.setdefault(int(index), set()).add(REASONS.get(check, check).format(column=column, case=case))
     return {index: sorted(reasons[index]) for index in sorted(reasons)}

@@ -8,14 +8,12 @@ whatever is unusual (rotation tags, CMYK, other formats, far too large) through 
 
 from __future__ import annotations
 
-import io
-
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from vtp.data.pictures import centre_crop
+from vtp.data.pictures import centre_crop, decode
 
 JPEG = b"\xff\xd8"
 EXIF_WITHIN = 4096
@@ -34,7 +32,7 @@ def square(data: bytes, short_side: int, out: Tensor) -> None:
     side = out.shape[-1]
     pixels = _jpeg(data) if short_side < 2 * side and data.startswith(JPEG) and b"Exif" not in data[:EXIF_WITHIN] else None
     if pixels is None or min(pixels.shape[1:]) != side:
-        image = _pillow(data, side) if pixels is None else Image.fromarray(pixels.permute(1, 2, 0).expand(-1, -1, 3).numpy())
+        image = decode(data, side) if pixels is None else Image.fromarray(pixels.permute(1, 2, 0).expand(-1, -1, 3).numpy())
         image = image if image.size == (side, side) else centre_crop(image, side)
         pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(side, side, 3).permute(2, 0, 1)
     top, left = ((length - side) // 2 for length in pixels.shape[1:])
@@ -48,14 +46,3 @@ def _jpeg(data: bytes) -> Tensor | None:
     except RuntimeError as error:
         raise ValueError(str(error).splitlines()[0]) from None
     return pixels if len(pixels) in (1, 3) else None
-
-
-def _pillow(data: bytes, side: int) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.draft(None, (side, side))
-        return image.convert("RGB")
-    except UnidentifiedImageError:
-        raise ValueError("no picture of a known format") from None
-    except Exception as error:  # decoders of corrupt bytes raise nearly anything
-        raise ValueError(str(error)) from None

@@ -1,85 +1,65 @@
-"""Pins of data that comes from outside: a small tracked file in data/inputs/ with size and sha256 of every file.
+"""Pins of what comes from outside: small tracked files in data/inputs/ that say what it was.
 
-Stages depend on the pin, so a changed data set re-runs them; and a data set that changed without a new pin stops them.
+Stages depend on the pin, so a changed input re-runs them; and an input that changed without a new pin stops them. A file is
+pinned by its size and sha256, or by the mark that its server gives it. Those of data sources: `vtp.data.source_pins`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from vtp.artifacts import digest, load_json, save_json
-from vtp.config import DataParams
+from vtp.artifacts import load_json, save_json
+from vtp.data import remote
 
-SCENES_VERSION = 2
-"""Raised when the renderer gives other pictures or captions for the same seed."""
 SHOWN = 3
 """Files that an error names."""
+Marks = dict[str, dict[str, Any]]
+"""By name, what a file or folder is recognised by."""
 
 
-def pin(path: Path, names: Collection[str] | None = None) -> dict[str, Any]:
-    """Size and sha256 of each file under `path`, by relative name; hidden files and folders do not count.
-
-    Args:
-        names: count these files alone.
+def marks(files: Mapping[str, str], mark: Callable[[str], dict[str, Any]] = remote.mark) -> Marks:
+    """The marks of files, given as name -> location.
 
     Raises:
-        ValueError: there is no such folder, or nothing in it.
+        ValueError: one of them does not exist.
     """
-    files = _files(path, names)
     with ThreadPoolExecutor() as pool:
-        sums = list(pool.map(digest, files.values()))
-    return {"files": {name: {"bytes": files[name].stat().st_size, "sha256": sha} for name, sha in zip(files, sums, strict=True)}}
+        try:
+            return dict(zip(files, pool.map(mark, files.values()), strict=True))
+        except FileNotFoundError as error:
+            raise ValueError(f"{error.filename or error} does not exist; bring it back, or name what is there.") from None
 
 
-def verify(path: Path, pinned: dict[str, Any], names: Collection[str] | None = None) -> None:
-    """Check the files under `path` (of these names alone, if any are given) against a pin: sizes first, then checksums.
+def sizes(files: Mapping[str, str]) -> Marks:
+    """The sizes of files, as much of their marks as takes no reading."""
+    return marks(files, lambda location: {"bytes": remote.size(location)})
+
+
+def differences(pinned: Marks, found: Marks) -> list[str]:
+    """What differs in names and in what was `found` of each, a phrase each: what is missing or was added first."""
+    changes = [f"{name} is missing" for name in pinned if name not in found]
+    changes += [f"{name} was added" for name in found if name not in pinned]
+    for name, mark in found.items():
+        if name in pinned and (changed := [fact for fact in mark if mark[fact] != pinned[name].get(fact)]):
+            changes.append(f"{name} has {'another size' if 'bytes' in changed else 'other contents'}")
+    return changes
+
+
+def refuse(what: str, changes: list[str]) -> None:
+    """Stop if anything changed.
 
     Raises:
-        ValueError: naming the first files that are missing, added or different.
+        ValueError: naming the first changes.
     """
-    files, expected = _files(path, names), pinned["files"]
-    changes = [f"{name} is missing" for name in expected if name not in files]
-    changes += [f"{name} was added" for name in files if name not in expected]
-    both = [name for name in files if name in expected]
-    changes += [f"{name} has another size" for name in both if files[name].stat().st_size != expected[name]["bytes"]]
-    if not changes:
-        with ThreadPoolExecutor() as pool:
-            sums = dict(zip(files, pool.map(digest, files.values()), strict=True))
-        changes = [f"{name} has other contents" for name in files if sums[name] != expected[name]["sha256"]]
     if changes:
         more = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
         raise ValueError(
-            f"{path} is not the data that was pinned: {', '.join(changes[:SHOWN])}{more}; "
-            "bring the files back, or accept them with `python -m vtp pin`."
+            f"{what} is not the data that was pinned: {', '.join(changes[:SHOWN])}{more}; "
+            "bring it back, or accept it with `python -m vtp pin`."
         )
-
-
-def write_pin(data: DataParams, folder: Path) -> Path:
-    """Write the pin of the configured source, `folder`/{source}.json, and return its path; scenes have a version only."""
-    facts: dict[str, Any] = {"version": SCENES_VERSION} if data.path is None else pin(Path(data.path))
-    file = folder / f"{data.source}.json"
-    save_json(file, {"source": data.source, **facts})
-    return file
-
-
-def check(data: DataParams, folder: Path) -> None:
-    """Check the configured source against its pin in `folder`.
-
-    Raises:
-        ValueError: there is no pin, or the data differs from it.
-    """
-    file = folder / f"{data.source}.json"
-    if not file.exists():
-        raise ValueError(f"{file} does not exist; `python -m vtp pin` pins data.source={data.source}.")
-    pinned = load_json(file)
-    if data.source == "scenes":
-        if pinned["version"] != SCENES_VERSION:
-            raise ValueError(f"{file} pins scenes {pinned['version']}, not {SCENES_VERSION}; run `python -m vtp pin`.")
-    elif data.path is not None:
-        verify(Path(data.path), pinned)
 
 
 TOKENIZER = "tokenizer.json"
@@ -92,8 +72,8 @@ def write_tokenizer_pin(path: Path | None, names: Collection[str], folder: Path)
     Args:
         names: the files a tokenizer is read from.
     """
-    facts: dict[str, Any] = {"files": {}} if path is None else pin(path, names)
-    save_json(folder / TOKENIZER, {"path": None if path is None else str(path), **facts})
+    files = {} if path is None else marks(_files(path, names))
+    save_json(folder / TOKENIZER, {"path": None if path is None else str(path), "files": files})
     return folder / TOKENIZER
 
 
@@ -103,20 +83,14 @@ def check_tokenizer(path: Path, names: Collection[str], folder: Path) -> None:
     Raises:
         ValueError: another folder is pinned, or the files differ.
     """
-    pinned = load_json(folder / TOKENIZER)
+    pinned, files = load_json(folder / TOKENIZER), _files(path, names)
     if pinned["path"] != str(path):
         raise ValueError(f"{folder / TOKENIZER} pins {pinned['path'] or 'no tokenizer'}, not {path}; run `python -m vtp pin`.")
-    verify(path, pinned, names)
+    refuse(str(path), differences(pinned["files"], sizes(files)) or differences(pinned["files"], marks(files)))
 
 
-def _files(path: Path, names: Collection[str] | None = None) -> dict[str, Path]:
-    found = {str(file.relative_to(path)): file for file in sorted(path.rglob("*")) if file.is_file()}
-    files = {
-        name: file
-        for name, file in found.items()
-        if (name in names if names is not None else not any(part.startswith(".") for part in Path(name).parts))
-    }
+def _files(path: Path, names: Collection[str]) -> dict[str, str]:
+    files = {name: str(path / name) for name in sorted(names) if (path / name).is_file()}
     if not files:
-        wanted = "files" if names is None else " or ".join(names)
-        raise ValueError(f"{path} is no folder with {wanted} in it; give an absolute path.")
+        raise ValueError(f"{path} is no folder with {' or '.join(names)} in it; give an absolute path.")
     return files

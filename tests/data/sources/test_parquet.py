@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.data.stub import DATA
+from vtp.config_data import ParquetColumns
+from vtp.data.shards import ClassInfo
+from vtp.data.sources import Row, open_source
+from vtp.data.sources.base import spread
+from vtp.data.sources.parquet import Parquet
+
+
+def source(folder: Path, **changes: object) -> Parquet:
+    return Parquet(replace(DATA, path=str(folder), shard_samples=1000, **changes))  # type: ignore[arg-type]
+
+
+def columns(**changes: str | None) -> ParquetColumns:
+    return replace(DATA.parquet, **changes)
+
+
+def rows_of(found: Parquet, split: str = "train") -> list[Row]:
+    return [row for part in range(found.parts(split)) for row in found.rows(split, part)]
+
+
+def write(path: Path, labels: Sequence[int | None], names: list[str], *, first: int = 0, keys: bool = True) -> None:
+    numbers = range(first, first + len(labels))
+    columns = {
+        "image": pa.array([b"image %d" % i for i in numbers]),
+        "caption": pa.array([f"text {i}" for i in numbers]),
+        "label": pa.array(labels, pa.int32()),
+        "class_name": pa.array(names),
+    }
+    table = pa.table(columns | ({"key": pa.array([f"k{i}" for i in numbers])} if keys else {}))
+    pq.write_table(table, path, row_group_size=4)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """23 training rows in two files, sorted by class: 11 of class 0, 8 of class 1, 4 of class 2."""
+    labels = [0] * 11 + [1] * 8 + [2] * 4
+    names = [f"name {label}" for label in labels]
+    write(tmp_path / "train-00000.parquet", labels[:10], names[:10])
+    write(tmp_path / "train-00001.parquet", labels[10:], names[10:], first=10)
+    write(tmp_path / "val-00000.parquet", [2, 1, 0], ["name 2", "name 1", "name 0"], first=100)
+    return tmp_path
+
+
+def test_rows_run_through_files_and_row_groups(folder: Path) -> None:
+    found = source(folder)
+    assert found.classes == [ClassInfo(f"name {i}", {}) for i in range(3)]
+    assert found.captioned
+    rows = rows_of(found)
+    assert rows[20] == Row("k20", b"image 20", "text 20", 2, "name 2", {}, str(folder / "train-00001.parquet"))
+    assert [row.key for row in rows] == [f"k{i}" for i in range(23)]
+    assert [row.key for row in rows_of(found, "validation")] == ["k100", "k101", "k102"]
+    for samples in (1, 3, 4, 7, 22, 23):
+        parted = Parquet(replace(DATA, path=str(folder), shard_samples=samples))
+        assert (parted.parts("train"), rows_of(parted)) == (-(-23 // samples), rows)
+
+
+def test_a_limited_selection_is_spread_over_rows_and_classes(folder: Path) -> None:
+    rows = rows_of(source(folder, train_samples=6, validation_samples=2))
+    assert [row.label for row in rows] == [0, 0, 0, 1, 1, 2]
+    assert rows == rows_of(source(folder, train_samples=6))
+    with pytest.raises(ValueError, match=r"data.train_samples=24, but .* has 23 such rows"):
+        source(folder, train_samples=24)
+
+
+def test_spread_keeps_shares_and_reaches_every_label() -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 7], [500, 300, 199, 1]))
+    for count in (4, 5, 50, 333, 999, 1000):
+        chosen = spread(labels, count)
+        assert len(chosen) == count == len(set(chosen.tolist()))
+        assert (np.diff(chosen) > 0).all()
+        found = np.array([(labels[chosen] == label).sum() for label in (0, 1, 2, 7)])
+        assert (found >= 1).all()
+        assert np.abs(found / count - np.array([0.5, 0.3, 0.199, 0.001])).max() < 1.5 / count + 0.001 or count < 50
+    assert len(set(spread(labels, 2).tolist())) == 2
+    # Rows of one label: as even as whole numbers allow.
+    gaps = np.diff(spread(np.zeros(100, dtype=np.int64), 30))
+    assert set(gaps.tolist()) == {3, 4}
+
+
+def test_a_label_met_once_is_no_class_and_most_rows_name_it(tmp_path: Path) -> None:
+    write(tmp_path / "train-0.parquet", [0, 0, 0, 1, 1, 2, None, -1], ["a", "b", "a", "c", "c", "d", "a", "a"])
+    write(tmp_path / "validation-0.parquet", [0], ["a"], keys=False)
+    found = source(tmp_path)
+    assert [entry.name for entry in found.classes] == ["a", "c"]
+    assert rows_of(found, "validation")[0].key == "validation-0_0000000"
+    assert [row.label for row in rows_of(found)[5:]] == [2, None, -1]
+
+
+def test_files_of_datasets_are_read_as_they_are(tmp_path: Path) -> None:
+    image = pa.array([{"bytes": b"image %d" % i, "path": f"{i}.jpg"} for i in range(4)])
+    features = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog", "emu"], "_type": "ClassLabel"}}
+    written = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    table = pa.table({"image": image, "label": pa.array([0, 1, 1, 5])}).replace_schema_metadata(written)
+    for name in ("train-00000-of-00001.parquet", "validation-00000-of-00001.parquet"):
+        pq.write_table(table, tmp_path / name)
+    found = source(tmp_path, parquet=columns(caption=None, class_name=None))
+    assert [entry.name for entry in found.classes] == ["cat", "dog", "emu"]
+    assert not found.captioned
+    file = str(tmp_path / "train-00000-of-00001.parquet")
+    assert rows_of(found)[3] == Row("train-00000-of-00001_0000003", b"image 3", None, 5, None, file=file)
+    names = tmp_path / "names.txt"
+    names.write_text("katze\nhund\n")
+    found = source(tmp_path, class_names=str(names), parquet=columns(caption=None, class_name=None))
+    assert [entry.name for entry in found.classes] == ["katze", "hund"]
+    names.write_text("katze\n\nhund\n")
+    with pytest.raises(ValueError, match=r"names.txt must hold a name in each line"):
+        source(tmp_path, class_names=str(names), parquet=columns(caption=None, class_name=None))
+
+
+def test_pictures_alone_are_enough(folder: Path) -> None:
+    found = source(folder, parquet=columns(caption=None, label=None, class_name=None), train_samples=5)
+    assert (found.classes, found.captioned) == ([], False)
+    assert [(row.key, row.label, row.caption) for row in rows_of(found)] == [(f"k{i}", None, None) for i in (0, 4, 9, 13, 18)]
+
+
+def test_validation_may_lie_elsewhere_or_be_held_out(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    write(other / "anything.parquet", [0, 1], ["name 0", "name 1"], first=200)
+    found = source(folder, validation_path=str(other))
+    assert [row.key for row in rows_of(found, "validation")] == ["k200", "k201"]
+    assert len(rows_of(found)) == 23
+    (folder / "val-00000.parquet").unlink()
+    found = source(folder, validation_samples=5)
+    held_out, kept = ({row.key for row in rows_of(found, split)} for split in ("validation", "train"))
+    assert len(held_out) == 5
+    assert len(kept) == 18
+    assert not held_out & kept
+    assert {row.label for row in rows_of(found, "validation")} == {0, 1, 2}
+    both = source(folder, validation_samples=5, train_samples=9)
+    assert {row.key for row in rows_of(both, "validation")} == held_out
+    assert {row.key for row in rows_of(both)} < kept
+
+
+def test_files_that_do_not_fit_say_which_key_to_change(folder: Path) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"data.parquet.caption=text is not a column of .*train-00000.parquet; it has image, caption, .*; null does without",
+    ):
+        source(folder, parquet=columns(caption="text"))
+    with pytest.raises(ValueError, match=r"data.parquet.label=caption must hold whole numbers, but is string"):
+        source(folder, parquet=columns(label="caption"))
+    (folder / "val-00000.parquet").unlink()
+    with pytest.raises(ValueError, match=r"holds no val-\*.parquet or validation-\*.parquet"):
+        open_source(replace(DATA, path=str(folder)), seed=0)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from vtp.data import remote
+
+
+@pytest.fixture
+def bucket() -> fsspec.AbstractFileSystem:
+    system = fsspec.filesystem("memory")
+    for i in range(4):
+        system.pipe(f"/bucket/{i}.tar", bytes([i]) * 1000)
+    return system
+
+
+def test_copies_are_whole_and_fetched_once(bucket: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    path = remote.local_copy("memory://bucket/1.tar", tmp_path, 10_000)
+    assert path.read_bytes() == bytes([1]) * 1000
+    before = path.stat().st_ino
+    assert remote.local_copy("memory://bucket/1.tar", tmp_path, 10_000) == path
+    assert path.stat().st_ino == before
+    bucket.pipe("/bucket/deep/1.tar", b"another")
+    assert remote.local_copy("memory://bucket/deep/1.tar", tmp_path, 10_000).read_bytes() == b"another"
+
+
+def test_copies_used_longest_ago_make_room(bucket: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    paths = [remote.local_copy(f"memory://bucket/{i}.tar", tmp_path, 3500) for i in range(3)]
+    for age, path in zip((30, 10, 20), paths, strict=True):
+        os.utime(path, (1e9 - age, 1e9 - age))
+    remote.local_copy("memory://bucket/2.tar", tmp_path, 3500)  # used just now
+    file = paths[0].open("rb")
+    last = remote.local_copy("memory://bucket/3.tar", tmp_path, 3500)
+    assert {path for path in [*paths, last] if path.exists()} == {paths[1], paths[2], last}
+    assert file.read() == bytes(1000)  # whoever has it open goes on
+    file.close()
+    remote.local_copy("memory://bucket/0.tar", tmp_path, 10)
+    assert [path.exists() for path in [*paths, last]] == [True, False, False, False]
+
+
+def test_a_copy_that_fails_leaves_nothing(bucket: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        remote.local_copy("memory://bucket/none.tar", tmp_path, 10_000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_size_and_mark_of_files_here_and_elsewhere(bucket: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"a")
+    sha = "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"
+    assert remote.mark(str(tmp_path / "a")) == {"bytes": 1, "sha256": sha}
+    assert remote.size(str(tmp_path / "a")) == 1
+    assert remote.size("memory://bucket/1.tar") == 1000
+    mark = remote.mark("memory://bucket/1.tar")
+    assert mark["bytes"] == 1000
+    assert mark == remote.mark("memory://bucket/1.tar")
+    bucket.pipe("/bucket/1.tar", bytes(1000))
+    assert mark != remote.mark("memory://bucket/1.tar")
+    for name in ("memory://bucket/none.tar", str(tmp_path / "none")):
+        with pytest.raises(FileNotFoundError):
+            remote.mark(name)

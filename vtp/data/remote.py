@@ -1,0 +1,124 @@
+"""Files that may lie on another machine, through fsspec: patterns become names, names become bytes or whole copies here."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vtp.artifacts import aside, digest
+
+ETAGS = ("ETag", "etag", "md5Hash", "md5", "LastModified", "Last-Modified", "mtime", "created")
+"""What file systems call the mark that changes with the contents, the most telling first."""
+
+
+def is_remote(location: str) -> bool:
+    """Whether a location is a URL, and not a path on this machine."""
+    return "://" in location
+
+
+def expand(pattern: str) -> list[str]:
+    """Paths or URLs that a pattern names: `{000..331}` and `{a,b}` as a shell expands them, then `*`, `?` and `[...]`.
+
+    A folder stands for the tars in it. Braces are taken at their word, so a name among them may turn out not to exist.
+
+    Raises:
+        ValueError: nothing is there by such a name.
+    """
+    import fsspec
+    from braceexpand import braceexpand
+
+    found: list[str] = []
+    for name in braceexpand(pattern):
+        if not is_remote(name) and Path(name).is_dir():
+            name = f"{name.rstrip('/')}/*.tar"
+        if not any(sign in name for sign in "*?["):
+            found.append(name)
+            continue
+        system, path = fsspec.core.url_to_fs(name)
+        matches = sorted(system.glob(path))
+        if not matches:
+            raise ValueError(f"nothing is called {name}; give files, a pattern of files or a folder of tars.")
+        found += [system.unstrip_protocol(match) if is_remote(name) else match for match in matches]
+    return found
+
+
+def open_file(location: str) -> BinaryIO:
+    """A file to read in sequence or at any place.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if not is_remote(location):
+        return open(location, "rb")
+    import fsspec
+
+    return fsspec.open(location, "rb").open()
+
+
+def size(location: str) -> int | None:
+    """Bytes of a file; None where its server does not say.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    return _info(location)["size"] if is_remote(location) else os.path.getsize(location)
+
+
+def mark(location: str) -> dict[str, Any]:
+    """What a file is recognised by: its size, and its sha256 or, on another machine, the mark its server gives it.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if not is_remote(location):
+        return {"bytes": os.path.getsize(location), "sha256": digest(Path(location))}
+    info = _info(location)
+    etag = next((str(info[name]) for name in ETAGS if info.get(name)), None)
+    return {"bytes": info["size"], "etag": etag}
+
+
+def local_copy(location: str, folder: Path, most_bytes: int) -> Path:
+    """A whole copy of a remote file in `folder`, fetched unless it is there; the copies used longest ago make room for it.
+
+    Copies appear whole, so any number of processes may share the folder; a file that one of them has open stays readable when
+    another makes room. (fsspec's own caches neither bound their size nor write aside.)
+
+    Args:
+        most_bytes: of all copies together; the one asked for is kept whatever its size.
+    """
+    import fsspec
+
+    path = folder / f"{hashlib.sha256(location.encode()).hexdigest()[:24]}-{location.rsplit('/', 1)[-1]}"
+    with suppress(FileNotFoundError):
+        os.utime(path)
+        return path
+    with aside(path) as temporary:
+        system, name = fsspec.core.url_to_fs(location)
+        system.get_file(name, str(temporary))
+        _make_room(folder, most_bytes - temporary.stat().st_size)
+    return path
+
+
+def _make_room(folder: Path, most_bytes: int) -> None:
+    """Delete the copies used longest ago until the others are within `most_bytes`."""
+    copies = []
+    for entry in os.scandir(folder):
+        with suppress(FileNotFoundError):  # another process made room, too
+            if not entry.name.startswith("."):
+                copies.append((entry.stat().st_mtime, entry.stat().st_size, entry.path))
+    total = sum(length for _, length, _ in copies)
+    for _, length, path in sorted(copies):
+        if total <= most_bytes:
+            return
+        Path(path).unlink(missing_ok=True)
+        total -= length
+
+
+def _info(location: str) -> dict[str, Any]:
+    import fsspec
+
+    system, path = fsspec.core.url_to_fs(location)
+    return {"size": None, **system.info(path)}
