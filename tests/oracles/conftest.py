@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 FOLDER = Path(__file__).parent
@@ -27,7 +29,22 @@ FLOAT32 = Tolerance(2e-5, 2e-5)
 BFLOAT16_ROPE = Tolerance(2e-3, 5e-5)
 """A last-bit difference in float32 flips single roundings to bfloat16."""
 
+ANOTHER_CPU = Tolerance(4e-3, 2e-4)
+"""Where the first convolution differs in its last bits already, as AVX2's, many roundings flip: measured 2.4e-3 and 1.5e-4."""
+
 Compare = Callable[..., None]
+
+
+@cache
+def bfloat16_rope() -> Tolerance:
+    """What a tensor behind RoPE in bfloat16 may differ by on this machine: as stated, if it embeds patches in the stored bits."""
+    from vtp import VisualTokenizer
+
+    stored = load_file(FOLDER / "vtp_a" / "io.safetensors")
+    model = VisualTokenizer.from_pretrained(FOLDER / "vtp_a")
+    sizes = [name.removesuffix(".image") for name in stored if name.endswith(".image")]
+    same = (stored[f"{s}.debug.tokens_in"].equal(model.encoder.embed(stored[f"{s}.image"])[0]) for s in sizes)
+    return BFLOAT16_ROPE if all(same) else ANOTHER_CPU
 
 
 @pytest.fixture

@@ -10,14 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.oracles.conftest import BFLOAT16_ROPE, FLOAT32, FOLDER, Compare, Tolerance, names
+from tests.oracles.conftest import FLOAT32, FOLDER, Compare, Tolerance, bfloat16_rope, names
 from vtp import VisualTokenizer
 from vtp.models.tokenizer import denormalize
 
 FOLDERS = ("vtp_a", "vtp_b")
 INPUTS = (".image", ".random_latents", "mask.masks", "mask.local_image", "text.tokens")
-ANOTHER_CPU = Tolerance(2e-3, 1.5e-4)
-"""Where the first convolution differs in its last bits already, as between AVX2 and AVX-512, more roundings flip."""
 Made = dict[str, Tensor]
 
 
@@ -125,9 +123,7 @@ def tolerance(folder: str, name: str) -> Tolerance:
         return Tolerance(0, 0)
     if name.startswith(("text.", "forward.")) or "fp32" in name or name.endswith("tokens_in"):
         return FLOAT32
-    entering = [key for key in stored(folder) if key.endswith("tokens_in")]
-    same = all(torch.equal(computed(folder)[key], stored(folder)[key]) for key in entering)
-    return BFLOAT16_ROPE if same else ANOTHER_CPU
+    return bfloat16_rope()
 
 
 @pytest.mark.parametrize(

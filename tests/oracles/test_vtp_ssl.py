@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.oracles.conftest import BFLOAT16_ROPE, FLOAT32, FOLDER, Compare, Tolerance, names
+from tests.oracles.conftest import FLOAT32, FOLDER, Compare, Tolerance, bfloat16_rope, names
 from vtp.models.blocks import BlockOptions
 from vtp.models.decoder import DecoderOptions
 from vtp.models.encoder import Encoder, EncoderOptions
@@ -162,7 +162,7 @@ def averaged(model: VisualTokenizer, heads: DinoHead, teacher: Encoder, teacher_
 
 
 def tolerance(name: str) -> Tolerance:
-    return FLOAT32 if name.startswith("ema.") or name in ("clip.text_features", "clip.logit_scale_exp") else BFLOAT16_ROPE
+    return FLOAT32 if name.startswith("ema.") or name in ("clip.text_features", "clip.logit_scale_exp") else bfloat16_rope()
 
 
 @pytest.mark.parametrize("name", [name for name in names("vtp_ssl") if name not in INPUTS])
