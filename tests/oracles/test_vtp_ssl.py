@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.objectives.scores import centred_targets
 from tests.oracles.conftest import FLOAT32, FOLDER, Compare, Tolerance, bfloat16_rope, names
 from vtp.models.blocks import BlockOptions
 from vtp.models.decoder import DecoderOptions
@@ -20,7 +21,7 @@ from vtp.models.options import TokenizerOptions
 from vtp.models.text import TextOptions
 from vtp.models.tokenizer import VisualTokenizer
 from vtp.objectives.contrastive import clip_loss
-from vtp.objectives.distillation import centred_targets, dino_global_loss, dino_local_loss, ibot_loss, koleo_loss
+from vtp.objectives.distillation import dino_global_loss, dino_local_loss, ibot_loss, koleo_loss
 from vtp.objectives.reconstruction import l1_loss
 from vtp.tasks.base import Average
 
