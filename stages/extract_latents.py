@@ -6,43 +6,38 @@ TF32); on a CPU everything is float32.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from vtp.config import ROOT, Params
-from vtp.run import entry, open_run
+from vtp.run import Run, entry, open_run
+
+if TYPE_CHECKING:  # stages look at parameters before they need torch
+    import torch
+
+    from vtp.data.shards import Split
+    from vtp.models.tokenizer import VisualTokenizer
 
 
 def main(params: Params) -> None:
     with open_run("extract_latents", params, launchable=True) as run:
-        import torch
-
         from vtp import dist
-        from vtp.data.latents import LatentStore, LatentWriter
+        from vtp.data import pins
+        from vtp.data.latents import LatentStore, copy_latents
         from vtp.data.shards import Prepared
-        from vtp.engine.inference import put_to_work, same_shape
-        from vtp.engine.loop import autocast
-        from vtp.engine.session import open_track, start
+        from vtp.engine.session import start
         from vtp.models.tokenizer import VisualTokenizer
 
-        device = start(params.run)
+        device, given = start(params.run), params.given_latents
         data = Prepared.open(ROOT / "data" / "prepare", run.work / "undecodable.txt")
         tokenizer = VisualTokenizer.from_pretrained(ROOT / "data" / "pretrain")
-        put_to_work(tokenizer, device, compiled=params.run.compile)
-        encode = same_shape(tokenizer.encode, params.latents.batch, compiled=params.run.compile)
-        mine = torch.tensor(dist.part(len(data.train)))
-        with (
-            run.out({"num_classes": data.num_classes}) as folder,
-            open_track(run, params.run) as track,
-            torch.inference_mode(),
-            autocast(device),
-        ):
-            writer = LatentWriter(folder, shard_samples=params.latents.shard_samples)
-            bar = track.bar(-(-len(mine) // params.latents.batch))
-            for rows in mine.split(params.latents.batch):
-                batch = data.train.rows(rows)
-                pixels = batch["images"].to(device) / 255
-                writer.append(encode(pixels), encode(pixels.flip(-1)), batch["labels"])
-                bar.advance(len(rows))
-            bar.close()
-            writer.finish(statistics_samples=params.latents.statistics_samples, seed=params.seed)
+        with run.out({"num_classes": data.num_classes, "given": given is not None}) as folder:
+            if given is None:
+                extract(params, run, tokenizer, data.train, folder, device)
+            elif dist.is_main():
+                pins.check_given("latents", given, None, ROOT / "data" / "inputs")
+                channels = tokenizer.options.encoder.latent_channels
+                copy_latents(given, folder, channels=channels, num_classes=data.num_classes)
         store = LatentStore.open(ROOT / "data" / "extract_latents")
         channels, h, w = store.shape
         run.metrics(
@@ -56,6 +51,31 @@ def main(params: Params) -> None:
                 "mean_std": round(float(store.std.mean()), 6),
             },
         )
+
+
+def extract(params: Params, run: Run, tokenizer: VisualTokenizer, split: Split, folder: Path, device: torch.device) -> None:
+    """Write this rank's part of the latents, and the statistics of all."""
+    import torch
+
+    from vtp import dist
+    from vtp.data.latents import LatentWriter
+    from vtp.engine.inference import put_to_work, same_shape
+    from vtp.engine.loop import autocast
+    from vtp.engine.session import open_track
+
+    put_to_work(tokenizer, device, compiled=params.run.compile)
+    encode = same_shape(tokenizer.encode, params.latents.batch, compiled=params.run.compile)
+    mine = torch.tensor(dist.part(len(split)))
+    with open_track(run, params.run) as track, torch.inference_mode(), autocast(device):
+        writer = LatentWriter(folder, shard_samples=params.latents.shard_samples)
+        bar = track.bar(-(-len(mine) // params.latents.batch))
+        for rows in mine.split(params.latents.batch):
+            batch = split.rows(rows)
+            pixels = batch["images"].to(device) / 255
+            writer.append(encode(pixels), encode(pixels.flip(-1)), batch["labels"])
+            bar.advance(len(rows))
+        bar.close()
+        writer.finish(statistics_samples=params.latents.statistics_samples, seed=params.seed)
 
 
 if __name__ == "__main__":

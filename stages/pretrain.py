@@ -24,7 +24,7 @@ def main(params: Params) -> None:
 
         device, given = start(params.run), params.given_tokenizer
         if given is not None:
-            pins.check_tokenizer(given, FILES, ROOT / "data" / "inputs")
+            pins.check_given("tokenizer", given, FILES, ROOT / "data" / "inputs")
         if given is not None and params.tokenizer.source != "train":
             tokenizer = as_it_is(given, params.data.image_size)
             history: list[dict[str, float]] = []

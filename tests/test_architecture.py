@@ -17,6 +17,7 @@ ROOT_FILES = {
     "config",
     "config_data",
     "typed",
+    "origins",
     "seeding",
     "dist",
     "artifacts",
@@ -134,7 +135,7 @@ def test_each_library_is_wrapped_in_one_place(library, homes):
 
 
 def test_params_is_seen_by_stages_only():
-    allowed = ("stages/", "vtp/config.py", "vtp/provenance.py", "vtp/run.py")
+    allowed = ("stages/", "vtp/config.py", "vtp/origins.py", "vtp/provenance.py", "vtp/run.py")
     for file in FILES:
         if not file.startswith(allowed):
             assert "vtp.config.Params" not in imports(file), f"{file} takes the whole Params"

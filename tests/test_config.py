@@ -75,6 +75,23 @@ def test_tars_may_lie_elsewhere_and_need_some_for_validation():
         load(["data.source=parquet", "data.path=s3://bucket/folder"])
 
 
+def test_given_latents_and_transformers_are_paths():
+    assert load().given_latents is None
+    assert load().given_dit is None
+    assert str(load(["latents.source=pretrained:/a/b"]).given_latents) == "/a/b"
+    assert str(load(["dit.init_from=/a/b.pt"]).given_dit) == "/a/b.pt"
+    assert str(load(["dit.source=pretrained:/a/b.pt", "dit.patch=3"]).given_dit) == "/a/b.pt"  # its own patch counts
+    for overrides, message in (
+        (["dit.source=pretrained:/a/b", "dit.init_from=/a/b"], r"dit\.source and dit\.init_from both name a dit"),
+        (["dit.source=/a/b"], r"dit\.source=/a/b must be train or pretrained:/absolute/path"),
+        (["latents.source=train"], r"latents\.source=train must be extract or pretrained:/absolute/path"),
+        (["dit.init_from=b.pt"], r"dit\.init_from=b\.pt must be absolute"),
+        (["latents.source=pretrained:b"], r"latents\.source=b must be absolute"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load(overrides)
+
+
 @pytest.mark.trap
 def test_numbers_in_exponent_form_are_floats(tmp_path):
     assert load(["pretrain.optimizer.rate=3e-4"]).pretrain.optimizer.rate == pytest.approx(3e-4)

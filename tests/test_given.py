@@ -79,3 +79,42 @@ def test_training_goes_on_from_a_tokenizer_of_the_same_form(project, tmp_path):
     said = sh(project, "dvc", "repro", "pretrain", ok=False)
     assert "text.context_length (24, not 20)" in said
     assert "encoder.block.qk_norm (True, not False)" in said
+
+
+def test_latents_and_a_transformer_from_elsewhere_give_the_samples_they_gave_there(project, tmp_path):
+    change(project, *TINY)
+    sh(project, sys.executable, "-m", "vtp", "pin")
+    sh(project, "dvc", "repro", "sample")
+    data = project / "data"
+    weights, samples = data / "train_dit" / "model.safetensors", data / "sample" / "latents.safetensors"
+    before = weights.read_bytes(), samples.read_bytes()
+    # What a user of the published scripts has: shards with pickled statistics, and a checkpoint.
+    latents, dit = tmp_path / "latents", tmp_path / "dit.pt"
+    latents.mkdir()
+    for file in (data / "extract_latents").iterdir():
+        if file.name not in ("manifest.json", "latents_stats.st"):
+            shutil.copy(file, latents / file.name)
+    sh(project, sys.executable, "-m", "vtp", "export-dit", str(data / "train_dit"), "--out", str(dit))
+
+    change(project, *TINY, f"latents.source=pretrained:{latents}")
+    assert "pins no latents" in sh(project, "dvc", "repro", "sample", ok=False)
+    sh(project, sys.executable, "-m", "vtp", "pin")
+    sh(project, "dvc", "repro", "sample")
+    assert (weights.read_bytes(), samples.read_bytes()) == before
+
+    change(project, *TINY, f"dit.source=pretrained:{dit}")
+    sh(project, sys.executable, "-m", "vtp", "pin")
+    sh(project, "dvc", "repro")
+    assert (project / "reports" / "index.html").is_file()
+    assert (weights.read_bytes(), samples.read_bytes()) == before
+    numbers = json.loads((project / "reports" / "dit.json").read_text())
+    assert (numbers["step"], numbers["loss"]) == (0, None)
+
+    change(project, *TINY, f"dit.init_from={dit}", "dit.steps=2")
+    sh(project, sys.executable, "-m", "vtp", "pin")
+    sh(project, "dvc", "repro", "train_dit")
+    assert weights.read_bytes() != before[0]
+    change(project, *TINY, f"dit.source=pretrained:{dit}", "tokenizer.latent_channels=32")
+    said = sh(project, "dvc", "repro", "train_dit", ok=False)
+    assert "paints latents of 64 x 4 x 4" in said
+    assert "this pipeline's are 32 x 4 x 4" in said

@@ -41,13 +41,15 @@ def recipe(name: str | None, overrides: tuple[str, ...]) -> None:
 @main.command()
 @click.argument("overrides", nargs=-1)
 def pin(overrides: tuple[str, ...]) -> None:
-    """Pin what comes from outside under data/inputs/ (files, sizes, checksums): data.path, and the tokenizer begun with."""
+    """Pin what comes from outside (files, sizes, checksums) under data/inputs/: pictures, tokenizer, latents, transformer."""
     from vtp.data import pins, source_pins
-    from vtp.models.pretrained import FILES
+    from vtp.models import given_dit, pretrained
 
     params, inputs = load(list(overrides)), ROOT / "data" / "inputs"
     click.echo(f"wrote {source_pins.write_pin(params.data, inputs)}")
-    click.echo(f"wrote {pins.write_tokenizer_pin(params.given_tokenizer, FILES, inputs)}")
+    click.echo(f"wrote {pins.write_given_pin('tokenizer', params.given_tokenizer, pretrained.FILES, inputs)}")
+    click.echo(f"wrote {pins.write_given_pin('latents', params.given_latents, None, inputs)}")
+    click.echo(f"wrote {pins.write_given_pin('dit', params.given_dit, given_dit.FILES, inputs)}")
 
 
 @main.command()

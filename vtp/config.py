@@ -13,13 +13,11 @@ from typing import Annotated, Literal
 
 from vtp.config_data import DataParams as DataParams
 from vtp.config_data import check_data
+from vtp.origins import check_origins, check_patches, given
 from vtp.typed import ConfigError, Count, Interval, Positive, Range, Rate, Weight, Whole, build
 
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout this code was imported from."""
-
-PRETRAINED = "pretrained:"
-"""What `tokenizer.source` begins with where it names a folder."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +174,7 @@ class DecoderFinetuneParams:
 
 @dataclass(frozen=True)
 class LatentParams:
+    source: str
     batch: Count
     shard_samples: Count
     statistics_samples: Count
@@ -183,10 +182,13 @@ class LatentParams:
 
 @dataclass(frozen=True)
 class DitParams:
+    source: str
+    init_from: str | None
     width: Count
     depth: Count
     heads: Count
     patch: Count
+    mlp_ratio: Positive
     qk_norm: bool
     swiglu: bool
     rope: bool
@@ -289,8 +291,17 @@ class Params:
     @property
     def given_tokenizer(self) -> Path | None:
         """The folder of a tokenizer from outside, to go on from or to use as it is; None without one."""
-        source, start = self.tokenizer.source, self.pretrain.init_from
-        return Path(source.removeprefix(PRETRAINED)) if source != "train" else Path(start) if start else None
+        return given(self.tokenizer.source, "train", self.pretrain.init_from)
+
+    @property
+    def given_latents(self) -> Path | None:
+        """The folder of latents from outside; None without one."""
+        return given(self.latents.source, "extract", None)
+
+    @property
+    def given_dit(self) -> Path | None:
+        """The folder or checkpoint of a diffusion transformer from outside, for the same ends; None without one."""
+        return given(self.dit.source, "train", self.dit.init_from)
 
 
 def load(overrides: list[str] | None = None, file: Path = ROOT / "params.yaml") -> Params:
@@ -340,7 +351,8 @@ def _check(p: Params) -> None:
             raise ConfigError(f"{key}.width={part.width} does not divide by {step}, as heads={part.heads} needs.")
     if p.dit.width % (4 * p.dit.heads):
         raise ConfigError(f"dit.width={p.dit.width} does not divide by {4 * p.dit.heads}, as dit.heads={p.dit.heads} needs.")
-    _check_tokenizer(p)
+    check_origins(p)
+    check_patches(p)
     for key in ("ssl_batch", "reconstruction_batch"):
         part_batch = getattr(p.pretrain, key)
         if p.pretrain.batch % part_batch:
@@ -361,28 +373,3 @@ def _check(p: Params) -> None:
         if given != needed:
             odd = ", ".join(sorted(given ^ needed))
             raise ConfigError(f"{key} must name exactly {', '.join(sorted(needed))}; look at {odd}.")
-
-
-def _check_tokenizer(p: Params) -> None:
-    """Where the tokenizer comes from; and that pictures divide into its patches, which a given one says for itself."""
-    source = p.tokenizer.source
-    if source != "train" and not source.startswith(PRETRAINED):
-        raise ConfigError(f"tokenizer.source={source} must be train or {PRETRAINED}/absolute/path.")
-    if source != "train" and p.pretrain.init_from is not None:
-        raise ConfigError("tokenizer.source and pretrain.init_from both name a tokenizer; nothing is trained on the first.")
-    if p.given_tokenizer is not None and not p.given_tokenizer.is_absolute():
-        key = "pretrain.init_from" if source == "train" else "tokenizer.source"
-        raise ConfigError(f"{key}={p.given_tokenizer} must be absolute, or a copy of the checkout would not find it.")
-    if source != "train":
-        return
-    views, patch = p.pretrain.views, p.tokenizer.patch
-    for key, pixels in (
-        ("data.image_size", p.data.image_size),
-        ("pretrain.views.global_size", views.global_size),
-        ("pretrain.views.local_size", views.local_size),
-    ):
-        if pixels % patch:
-            raise ConfigError(f"{key}={pixels} is not a multiple of tokenizer.patch={patch}.")
-    grid = p.data.image_size // patch
-    if grid % p.dit.patch:
-        raise ConfigError(f"dit.patch={p.dit.patch} does not divide the latent grid of {grid} x {grid}.")

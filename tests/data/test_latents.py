@@ -9,10 +9,18 @@ import torch
 from torch import Tensor
 
 from vtp import dist
-from vtp.data.latents import LatentBatches, LatentStore, LatentWriter, load_statistics
+from vtp.data.latents import (
+    LatentBatches,
+    LatentStore,
+    LatentWriter,
+    copy_latents,
+    load_statistics,
+    own_statistics,
+    save_statistics,
+)
 from vtp.seeding import generator
 
-ORACLE = Path(__file__).parents[1] / "oracles" / "latents"
+PUBLIC = Path(__file__).parents[1] / "oracles" / "latents"
 
 
 def samples(count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,10 +152,61 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, folder: Path) -> None:
     writer.append(latents, latents, torch.arange(4))
     with pytest.raises(ValueError, match="channel 1"):
         writer.finish(statistics_samples=4, seed=0)
-    shutil.copy(ORACLE / "latents_rank00_shard000.safetensors", folder / "latents_rank09_shard000.safetensors")
+    shutil.copy(PUBLIC / "latents_rank00_shard000.safetensors", folder / "latents_rank09_shard000.safetensors")
     with pytest.raises(ValueError, match="latents_rank09_shard000"):
         LatentStore.open(folder)
     cut = folder / "latents_rank00_shard001.safetensors"
     cut.write_bytes(cut.read_bytes()[:-10])
     with pytest.raises(ValueError, match="latents_rank00_shard001"):
         LatentStore.open(folder)
+
+
+def test_latents_from_elsewhere_are_copied_and_checked(tmp_path: Path) -> None:
+    copy_latents(PUBLIC, tmp_path, channels=6, num_classes=1000)
+    theirs, ours = LatentStore.open(PUBLIC), LatentStore.open(tmp_path)
+    everything = torch.arange(len(theirs)), torch.zeros(len(theirs), dtype=torch.bool)
+    assert torch.equal(ours.read(*everything)[0], theirs.read(*everything)[0])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*(p.name for p in PUBLIC.glob("latents_*")), "latents_stats.st"])
+    with pytest.raises(ValueError, match="latents of 6 channels, the tokenizer of this pipeline makes 8"):
+        copy_latents(PUBLIC, tmp_path / "other", channels=8, num_classes=1000)
+    most = int(theirs.labels.max())
+    with pytest.raises(ValueError, match=f"the label {most}; the prepared data has classes 0 to {most - 1}"):
+        copy_latents(PUBLIC, tmp_path / "other", channels=6, num_classes=most)
+
+
+def test_statistics_of_a_model_take_the_place_of_the_folders_own(tmp_path: Path, folder: Path, caplog) -> None:
+    save_statistics(tmp_path, torch.full((3,), 2.0), torch.full((3,), 4.0))
+    assert own_statistics(tmp_path) == tmp_path
+    own, other = LatentStore.open(folder), LatentStore.open(folder, own_statistics(tmp_path))
+    rows = torch.arange(5), torch.zeros(5, dtype=torch.bool)
+    torch.testing.assert_close(other.read(*rows)[0] * 4 + 2, own.read(*rows)[0] * own.std + own.mean)
+    with caplog.at_level("INFO"):
+        assert own_statistics(tmp_path / "dit.pt") is None
+    assert "carries no statistics" in caplog.text
+    assert own_statistics(None) is None
+    save_statistics(tmp_path, torch.zeros(2), torch.ones(2))
+    with pytest.raises(ValueError, match=r"statistics of 2 channels, .* latents of 3"):
+        LatentStore.open(folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ([1.0], "does not hold the tensors"),
+        ({"mean": torch.zeros(3)}, "does not hold the tensors"),
+        ({"mean": torch.zeros(3), "std": torch.tensor([1.0, 0.0, 1.0])}, "std positive"),
+        ({"mean": torch.zeros(3), "std": torch.ones(2)}, "as long as each other"),
+        ({"mean": torch.tensor([float("nan")] * 3), "std": torch.ones(3)}, "finite"),
+        ({"mean": torch.zeros(3), "std": torch.ones(3), "note": Path("x")}, "could run code"),
+    ],
+)
+def test_statistics_that_cannot_be_used_are_named(tmp_path: Path, content: object, match: str) -> None:
+    torch.save(content, tmp_path / "latents_stats.pt")
+    with pytest.raises(ValueError, match=match) as caught:
+        load_statistics(tmp_path)
+    assert str(tmp_path / "latents_stats.pt") in str(caught.value)
+
+
+def test_a_folder_without_statistics_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="neither latents_stats"):
+        load_statistics(tmp_path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,14 @@ def test_targets_leave_the_logits_alone() -> None:
     before = logits.clone()
     sinkhorn_targets(logits, 1.0, valid=torch.tensor([True, True, False, True]))
     assert torch.equal(logits, before)
+
+
+def test_centred_targets_are_their_naive_loop() -> None:
+    logits, centre = normal(5, 3), normal(3, key="centre")
+    targets = centred_targets(logits, centre, 0.5)
+    for i in range(5):
+        shifted = [math.exp(float(logits[i, k] - centre[k]) / 0.5) for k in range(3)]
+        assert targets[i].tolist() == pytest.approx([value / sum(shifted) for value in shifted], abs=1e-6)
 
 
 def test_updated_centre_is_its_naive_loop() -> None:

@@ -9,6 +9,8 @@ readers take every `*.safetensors` for a shard, hence the suffix.
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,8 @@ from torch import Tensor
 from vtp import dist, seeding
 from vtp.artifacts import aside, load_pickled, load_tensors, save_tensors
 from vtp.data.order import Order
+
+log = logging.getLogger(__name__)
 
 STATISTICS = "latents_stats.st"
 PUBLIC_STATISTICS = "latents_stats.pt"
@@ -105,6 +109,36 @@ def load_statistics(path: Path) -> tuple[Tensor, Tensor]:
     if mean.shape != std.shape or not (std > 0).all() or not mean.isfinite().all():
         raise ValueError(f"{file}: mean and std must be as long as each other, finite, and std positive.")
     return mean, std
+
+
+def own_statistics(path: Path | None) -> Path | None:
+    """`path` if it is a folder that carries statistics of its own, else None."""
+    carries = path is not None and any((path / name).is_file() for name in (STATISTICS, PUBLIC_STATISTICS))
+    if path is not None and not carries:
+        log.info("%s carries no statistics of latents; those of this pipeline's are taken", path)
+    return path if carries else None
+
+
+def copy_latents(source: Path, folder: Path, *, channels: int, num_classes: int) -> None:
+    """Copy the shards of a folder from elsewhere, and its statistics in both forms, into `folder`.
+
+    Args:
+        channels: of the tokenizer that will decode what is painted in these latents.
+        num_classes: classes there are; labels must stay below.
+
+    Raises:
+        ValueError: `source` holds no shards, a broken one, no statistics, other channels or labels.
+    """
+    store = LatentStore.open(source)
+    if store.shape[0] != channels:
+        raise ValueError(f"{source} holds latents of {store.shape[0]} channels, the tokenizer of this pipeline makes {channels}.")
+    if not 0 <= store.labels.min() <= store.labels.max() < num_classes:
+        odd = int(store.labels.max() if store.labels.max() >= num_classes else store.labels.min())
+        raise ValueError(f"{source} holds the label {odd}; the prepared data has classes 0 to {num_classes - 1}.")
+    for path in sorted(source.glob("*.safetensors")):
+        with aside(folder / path.name) as temporary:
+            shutil.copyfile(path, temporary)
+    save_statistics(folder, store.mean, store.std)
 
 
 def save_statistics(folder: Path, mean: Tensor, std: Tensor) -> None:
@@ -206,13 +240,23 @@ class LatentStore:
         self._first = torch.tensor([0, *accumulate(self.shard_lengths)])
 
     @classmethod
-    def open(cls, folder: Path) -> LatentStore:
+    def open(cls, folder: Path, statistics: Path | None = None) -> LatentStore:
         """The latents of a folder, from here or from elsewhere.
 
+        Args:
+            statistics: normalise with these, a file or a folder, in place of the folder's own.
+
         Raises:
-            ValueError: no shards, a broken one, or no statistics.
+            ValueError: no shards, a broken one, or no statistics for as many channels.
         """
-        return cls(_open_shards(folder), *load_statistics(folder))
+        shards = _open_shards(folder)
+        mean, std = load_statistics(statistics or folder)
+        channels = shards[0].latents.shape[1]
+        if mean.shape[1] != channels:
+            raise ValueError(
+                f"{statistics or folder} has statistics of {mean.shape[1]} channels, {folder} latents of {channels}."
+            )
+        return cls(shards, mean, std)
 
     def __len__(self) -> int:
         return len(self.labels)

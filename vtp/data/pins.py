@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vtp.artifacts import load_json, save_json
 from vtp.data import remote
@@ -62,35 +62,44 @@ def refuse(what: str, changes: list[str]) -> None:
         )
 
 
-TOKENIZER = "tokenizer.json"
-"""The pin of a tokenizer from outside; it is always there, because `pretrain` depends on it whether it is given one or not."""
+Given = Literal["tokenizer", "latents", "dit"]
+"""What may come from outside in place of being trained or computed. Its pin is always there, empty without one, because a stage
+depends on it either way."""
 
 
-def write_tokenizer_pin(path: Path | None, names: Collection[str], folder: Path) -> Path:
-    """Write the pin of a tokenizer's folder, or that there is none, to `folder`/tokenizer.json, and return its path.
+def write_given_pin(what: Given, path: Path | None, names: Collection[str] | None, folder: Path) -> Path:
+    """Write the pin of what is given from outside, or that nothing is, to `folder`/{what}.json, and return its path.
 
     Args:
-        names: the files a tokenizer is read from.
+        path: a folder, or one file.
+        names: the files of the folder that are read; None: all but hidden ones.
     """
     files = {} if path is None else marks(_files(path, names))
-    save_json(folder / TOKENIZER, {"path": None if path is None else str(path), "files": files})
-    return folder / TOKENIZER
+    file = folder / f"{what}.json"
+    save_json(file, {"path": None if path is None else str(path), "files": files})
+    return file
 
 
-def check_tokenizer(path: Path, names: Collection[str], folder: Path) -> None:
-    """Check a tokenizer's folder against its pin in `folder`.
+def check_given(what: Given, path: Path, names: Collection[str] | None, folder: Path) -> None:
+    """Check what is given from outside against its pin in `folder`.
 
     Raises:
-        ValueError: another folder is pinned, or the files differ.
+        ValueError: another path is pinned, or the files differ.
     """
-    pinned, files = load_json(folder / TOKENIZER), _files(path, names)
+    file = folder / f"{what}.json"
+    pinned, files = load_json(file), _files(path, names)
     if pinned["path"] != str(path):
-        raise ValueError(f"{folder / TOKENIZER} pins {pinned['path'] or 'no tokenizer'}, not {path}; run `python -m vtp pin`.")
+        raise ValueError(f"{file} pins {pinned['path'] or f'no {what}'}, not {path}; run `python -m vtp pin`.")
     refuse(str(path), differences(pinned["files"], sizes(files)) or differences(pinned["files"], marks(files)))
 
 
-def _files(path: Path, names: Collection[str]) -> dict[str, str]:
-    files = {name: str(path / name) for name in sorted(names) if (path / name).is_file()}
+def _files(path: Path, names: Collection[str] | None) -> dict[str, str]:
+    if path.is_file():
+        return {path.name: str(path)}
+    found = names or [str(file.relative_to(path)) for file in path.rglob("*")]
+    shown = [name for name in sorted(found) if not any(part.startswith(".") for part in Path(name).parts)]
+    files = {name: str(path / name) for name in shown if (path / name).is_file()}
     if not files:
-        raise ValueError(f"{path} is no folder with {' or '.join(names)} in it; give an absolute path.")
+        wanted = " or ".join(names) if names else "files"
+        raise ValueError(f"{path} is no file and no folder with {wanted} in it; give an absolute path.")
     return files

@@ -1,0 +1,56 @@
+"""Where tokenizer, latents and diffusion transformer come from: made here, or given from outside by a path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vtp.typed import ConfigError
+
+if TYPE_CHECKING:
+    from vtp.config import Params
+
+PRETRAINED = "pretrained:"
+"""What `tokenizer.source`, `latents.source` and `dit.source` begin with where they name a path."""
+
+
+def given(source: str, ours: str, start: str | None) -> Path | None:
+    """The path that is used as it is (`source`) or gone on from (`start`); None where nothing comes from outside.
+
+    Args:
+        ours: the source that names no path.
+    """
+    return Path(source.removeprefix(PRETRAINED)) if source != ours else Path(start) if start else None
+
+
+def check_origins(p: Params) -> None:
+    """Where tokenizer, latents and diffusion transformer come from."""
+    for what, source, ours, start_key, start, given in (
+        ("tokenizer", p.tokenizer.source, "train", "pretrain.init_from", p.pretrain.init_from, p.given_tokenizer),
+        ("latents", p.latents.source, "extract", None, None, p.given_latents),
+        ("dit", p.dit.source, "train", "dit.init_from", p.dit.init_from, p.given_dit),
+    ):
+        if source != ours and not source.startswith(PRETRAINED):
+            raise ConfigError(f"{what}.source={source} must be {ours} or {PRETRAINED}/absolute/path.")
+        if source != ours and start is not None:
+            raise ConfigError(f"{what}.source and {start_key} both name a {what}; nothing is trained on the first.")
+        if given is not None and not given.is_absolute():
+            key = start_key if source == ours else f"{what}.source"
+            raise ConfigError(f"{key}={given} must be absolute, or a copy of the checkout would not find it.")
+
+
+def check_patches(p: Params) -> None:
+    """That pictures divide into the patches of a tokenizer trained here; a given one says for itself."""
+    if p.tokenizer.source != "train":
+        return
+    views, patch = p.pretrain.views, p.tokenizer.patch
+    for key, pixels in (
+        ("data.image_size", p.data.image_size),
+        ("pretrain.views.global_size", views.global_size),
+        ("pretrain.views.local_size", views.local_size),
+    ):
+        if pixels % patch:
+            raise ConfigError(f"{key}={pixels} is not a multiple of tokenizer.patch={patch}.")
+    grid = p.data.image_size // patch
+    if p.dit.source == "train" and grid % p.dit.patch:
+        raise ConfigError(f"dit.patch={p.dit.patch} does not divide the latent grid of {grid} x {grid}.")
