@@ -186,10 +186,11 @@ def verify_listed(folder: Path, names: Sequence[str]) -> None:
     Raises:
         BrokenArtifact: naming the first file that is missing, cut or changed.
     """
-    listed = load_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
-    for name, facts in listed.get("files", {}).items():
-        if name in names:
-            _verify(folder, name, facts, True)
+    listed = load_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
+    files = listed.get("files") if isinstance(listed, dict) else None
+    if isinstance(files, dict):  # other programs write files of this name, too
+        for name in files.keys() & set(names):
+            _verify(folder, name, files[name], True)
 
 
 def _verify(folder: Path, name: str, facts: Mapping[str, Any], checksum: bool) -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtp import VisualTokenizer
+from vtp.models.blocks import Rope
 from vtp.models.official import KEYS, from_config, to_config
 from vtp.models.options import misread
 from vtp.models.text import TextOptions, TextTower
@@ -154,6 +155,18 @@ def test_what_hugging_face_writes_beside_the_options_is_no_option():
         "_name_or_path": "",
     }
     assert from_config(SMALL | extra) == from_config(SMALL)
+
+
+def test_a_published_configuration_gets_no_key_of_ours():
+    assert to_config(from_config(SMALL)).keys() == KEYS.keys() | {"architectures", "model_type", "dtype"}
+    assert to_config(from_config(SMALL | {"open_vtp": {"registers": 1}}))["open_vtp"] == {"rope": "bfloat16", "registers": 1}
+
+
+def test_periods_are_the_ones_that_published_files_store():
+    stored = [1, 1.3359375, 1.78125, 2.375, 3.15625, 4.21875, 5.625, 7.5, 10, 13.3125, 17.75, 23.75, 31.625, 42.25, 56.25, 75]
+    periods = Rope(64, "bfloat16").periods
+    assert periods.dtype == torch.bfloat16
+    assert periods.tolist() == stored
 
 
 def test_what_the_published_code_would_misread():

@@ -127,8 +127,12 @@ def test_files_are_compared_with_the_manifest_beside_them(folder):
     data[-200] ^= 1
     (folder / "model.safetensors").write_bytes(data)
     assert "sha256 differs" in refused(folder)
+    # A foreign folder has no manifest, or one that is something else.
+    for text in ("[1]", '{"files": ["model.safetensors"]}', '{"name": "an extension"}'):
+        (folder / "manifest.json").write_text(text)
+        VisualTokenizer.from_pretrained(folder)
     (folder / "manifest.json").unlink()
-    VisualTokenizer.from_pretrained(folder)  # a foreign folder has no manifest
+    VisualTokenizer.from_pretrained(folder)
 
 
 @torch.no_grad()

@@ -122,7 +122,7 @@ OURS: dict[str, Key] = {
 
 
 def to_config(options: TokenizerOptions) -> dict[str, Any]:
-    """The published configuration of `options`, every key written out."""
+    """The published configuration of `options`, every key written out; `open_vtp` only where it says something."""
     encoder, text, logit = options.encoder, options.text, options.logit
     config: dict[str, Any] = {"architectures": ["VTPModel"], "model_type": "vtp", "dtype": "float32"}
     config |= {name: key.default for name, key in KEYS.items()}
@@ -139,8 +139,10 @@ def to_config(options: TokenizerOptions) -> dict[str, Any]:
         "init_logit_scale": logit.scale,
         "init_logit_bias": logit.bias,
         "nonscalar_logit_scale": logit.vector,
-        "open_vtp": {"rope": encoder.block.rope, "registers": encoder.registers},
     }
+    ours = {"rope": encoder.block.rope, "registers": encoder.registers}
+    if ours != _filled({}, OURS):
+        config["open_vtp"] = ours
     if options.decoder is not None:
         config |= _block_config("decoder", options.decoder.block, options.decoder.depth)
     if text is not None:
