@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from vtp.config import ROOT, Params
 from vtp.run import entry, open_run
 
@@ -14,15 +16,14 @@ def main(params: Params) -> None:
         from vtp.data.shards import Prepared
         from vtp.engine.session import start, train
         from vtp.models.card import Card
-        from vtp.models.frozen import perceptual
-        from vtp.models.given import as_it_is, go_on_from
+        from vtp.models.given import as_it_is, go_on_from, take_trunk
         from vtp.models.pretrained import FILES
         from vtp.models.tokenizer import VisualTokenizer
         from vtp.reporting.curves import write_csv
         from vtp.seeding import generator
-        from vtp.tasks.pretrain import Pretrain
 
         device, given = start(params.run), params.given_tokenizer
+        begun = given is not None and params.pretrain.align.teacher is None
         if given is not None:
             pins.check_given("tokenizer", given, FILES, ROOT / "data" / "inputs")
         if given is not None and params.tokenizer.source != "train":
@@ -33,16 +34,9 @@ def main(params: Params) -> None:
             data = Prepared.open(ROOT / "data" / "prepare", run.work / "undecodable.txt")
             tokenizer = VisualTokenizer(options(params))
             tokenizer.init_weights(generator(params.seed, "tokenizer"))
-            if given is not None:
-                go_on_from(tokenizer, given)
-            task = Pretrain(
-                params.pretrain,
-                tokenizer,
-                perceptual(params.perceptual.net, params.perceptual.weights, params.seed),
-                image_size=params.data.image_size,
-                generator=generator(params.seed, "head"),
-                microbatch=params.run.microbatch,
-            )
+            if params.pretrain.init_from is not None:
+                (take_trunk if params.pretrain.frozen else go_on_from)(tokenizer, Path(params.pretrain.init_from))
+            task = task_of(params, tokenizer)
             batches = Batches(
                 data.train,
                 batch=params.pretrain.batch,
@@ -52,15 +46,32 @@ def main(params: Params) -> None:
             )
             end = train(task, batches, run, params.run, seed=params.seed, device=device)
             history, numbers = end.history, {**end.history[-1], "pretrain_flops": end.flops * params.pretrain.steps}
-        with run.out({"given": given is not None}) as folder:
+        with run.out({"given": begun}) as folder:
             if dist.is_main():
-                tokenizer.save_pretrained(folder, Card.of_stage("pretrain", given is not None, history[-1] if history else {}))
+                tokenizer.save_pretrained(folder, Card.of_stage("pretrain", begun, history[-1] if history else {}))
                 write_csv(ROOT / "reports" / "curves" / "pretrain.csv", history)
         millions = {
             f"{name}_million_parameters": round(sum(p.numel() for p in part.parameters()) / 1e6, 3)
             for name, part in tokenizer.named_children()
         }
         run.metrics("pretrain", {**numbers, **millions})
+
+
+def task_of(params: Params, tokenizer):  # noqa: ANN001, ANN201  (types are imported late, with torch)
+    """What is trained: the joint objectives, latents held close to a frozen network, or all but a frozen trunk."""
+    from vtp.models.foundation import foundation
+    from vtp.models.frozen import perceptual
+    from vtp.seeding import generator
+    from vtp.tasks.baselines import PretrainAligned, PretrainFrozen
+    from vtp.tasks.pretrain import Pretrain
+
+    p, size, micro = params.pretrain, params.data.image_size, params.run.microbatch
+    distance, head = perceptual(params.perceptual.net, params.perceptual.weights, params.seed), generator(params.seed, "head")
+    if p.align.teacher is not None:
+        teacher = foundation(p.align.teacher)
+        return PretrainAligned(p, tokenizer, distance, teacher, image_size=size, generator=head, microbatch=micro)
+    kind = PretrainFrozen if p.frozen else Pretrain
+    return kind(p, tokenizer, distance, image_size=size, generator=head, microbatch=micro)
 
 
 def options(params: Params):  # noqa: ANN201  (the type is imported late, with torch)

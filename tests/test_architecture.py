@@ -52,11 +52,11 @@ FROZEN = ("vtp.models.frozen", "vtp.models.metric_network")
 WRAPPED = {
     "mlflow": {"vtp/tracking_upload.py", "vtp/tracking_database.py"},
     "torch.distributed": {"vtp/dist.py", "vtp/artifacts.py", "vtp/engine/parallel.py"},
-    "timm": {"vtp/models/metric_network.py", "vtp/models/discriminator.py"},
+    "timm": {"vtp/models/metric_network.py", "vtp/models/discriminator.py", "vtp/models/foundation.py"},
     "open_clip": {"vtp/data/captions.py"},
     "lpips": {"vtp/models/frozen.py"},
     "torch_fidelity": {"vtp/metrics/generation.py", "vtp/models/frozen.py"},
-    "huggingface_hub": {"vtp/models/hub.py", "vtp/models/discriminator.py"},
+    "huggingface_hub": {"vtp/models/hub.py"},
     "pandera": {"vtp/data/contract.py"},
     "imagehash": {"vtp/data/duplicates.py"},
     "ray": {"vtp/data/executors.py"},

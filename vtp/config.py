@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from vtp.config_data import DataParams as DataParams
 from vtp.config_data import check_data
-from vtp.origins import check_origins, check_patches, given
+from vtp.origins import check_baselines, check_origins, check_patches, folder_of, given
 from vtp.typed import ConfigError, Count, Interval, Positive, Range, Rate, Weight, Whole, build
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,9 +125,18 @@ class SslParams:
 
 
 @dataclass(frozen=True)
+class AlignParams:
+    teacher: str | None
+    weight: Weight
+    distance_margin: Rate
+    cosine_margin: Rate
+    adaptive_max: Positive
+
+
+@dataclass(frozen=True)
 class PretrainParams:
     init_from: str | None
-    objective: Literal["ae", "clip+ae", "ssl+ae", "clip+ssl+ae"]
+    objective: Literal["ae", "clip+ae", "ssl+ae", "clip+ssl+ae", "ae+align"]
     contrast: Literal["softmax", "sigmoid"]
     data_fraction: Annotated[float, Range(above=0, most=1)]
     steps: Count
@@ -135,11 +144,14 @@ class PretrainParams:
     ssl_batch: Count
     reconstruction_batch: Count
     weights: dict[str, Weight]
+    frozen: bool
+    latent_noise: Weight
     drop_path: Rate
     share_clip_view: bool
     optimizer: OptimizerParams
     views: ViewParams
     ssl: SslParams
+    align: AlignParams
 
 
 @dataclass(frozen=True)
@@ -164,6 +176,7 @@ class DecoderFinetuneParams:
     discriminator_start: Whole
     adversarial_start: Whole
     adaptive_max: Positive
+    latent_noise: Weight
     augment: Rate
     ema: Rate
     crop_scale: Interval
@@ -290,8 +303,8 @@ class Params:
 
     @property
     def given_tokenizer(self) -> Path | None:
-        """The folder of a tokenizer from outside, to go on from or to use as it is; None without one."""
-        return given(self.tokenizer.source, "train", self.pretrain.init_from)
+        """The folder of a tokenizer from outside: to use as it is, to go on from, or to be held close to; None without one."""
+        return given(self.tokenizer.source, "train", self.pretrain.init_from or folder_of(self.pretrain.align.teacher))
 
     @property
     def given_latents(self) -> Path | None:
@@ -351,6 +364,7 @@ def _check(p: Params) -> None:
             raise ConfigError(f"{key}.width={part.width} does not divide by {step}, as heads={part.heads} needs.")
     if p.dit.width % (4 * p.dit.heads):
         raise ConfigError(f"dit.width={p.dit.width} does not divide by {4 * p.dit.heads}, as dit.heads={p.dit.heads} needs.")
+    check_baselines(p)
     check_origins(p)
     check_patches(p)
     for key in ("ssl_batch", "reconstruction_batch"):

@@ -13,6 +13,14 @@ if TYPE_CHECKING:
 PRETRAINED = "pretrained:"
 """What `tokenizer.source`, `latents.source` and `dit.source` begin with where they name a path."""
 
+TIMM = "timm:"
+"""What `pretrain.align.teacher` begins with where it names a model of timm, and no folder."""
+
+
+def folder_of(teacher: str | None) -> str | None:
+    """The folder that a teacher is; None for one of timm, and without one."""
+    return None if teacher is None or teacher.startswith(TIMM) else teacher
+
 
 def given(source: str, ours: str, start: str | None) -> Path | None:
     """The path that is used as it is (`source`) or gone on from (`start`); None where nothing comes from outside.
@@ -25,8 +33,9 @@ def given(source: str, ours: str, start: str | None) -> Path | None:
 
 def check_origins(p: Params) -> None:
     """Where tokenizer, latents and diffusion transformer come from."""
+    begin = "pretrain.init_from" if p.pretrain.align.teacher is None else "pretrain.align.teacher"
     for what, source, ours, start_key, start, given in (
-        ("tokenizer", p.tokenizer.source, "train", "pretrain.init_from", p.pretrain.init_from, p.given_tokenizer),
+        ("tokenizer", p.tokenizer.source, "train", begin, p.pretrain.init_from, p.given_tokenizer),
         ("latents", p.latents.source, "extract", None, None, p.given_latents),
         ("dit", p.dit.source, "train", "dit.init_from", p.dit.init_from, p.given_dit),
     ):
@@ -37,6 +46,18 @@ def check_origins(p: Params) -> None:
         if given is not None and not given.is_absolute():
             key = start_key if source == ours else f"{what}.source"
             raise ConfigError(f"{key}={given} must be absolute, or a copy of the checkout would not find it.")
+
+
+def check_baselines(p: Params) -> None:
+    """That a teacher is there where, and only where, latents are held close to one; and a trunk where it stays frozen."""
+    aligned, teacher = "align" in p.pretrain.objective, p.pretrain.align.teacher
+    if aligned != (teacher is not None):
+        needs = "needs a teacher, the folder of a tokenizer or timm:<name>" if aligned else "has no use for one; set it to null"
+        raise ConfigError(f"pretrain.align.teacher={teacher}: pretrain.objective={p.pretrain.objective} {needs}.")
+    if teacher is not None and p.pretrain.init_from is not None:
+        raise ConfigError("pretrain.init_from and pretrain.align.teacher both name a tokenizer; one at a time can be pinned.")
+    if p.pretrain.frozen and (p.pretrain.init_from is None or p.pretrain.objective != "ae"):
+        raise ConfigError("pretrain.frozen=true needs pretrain.init_from, whose trunk it keeps, and pretrain.objective=ae.")
 
 
 def check_patches(p: Params) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vtp import seeding
 from vtp.config import DiscriminatorParams
+from vtp.models.hub import cached_weights
 
 
 def discriminator(params: DiscriminatorParams, generator: torch.Generator) -> PatchDiscriminator | FeatureDiscriminator:
@@ -163,10 +164,12 @@ class FeatureDiscriminator(nn.Module):
         """
         import timm
 
+        if file is not None and not file.is_file():
+            raise FileNotFoundError(f"{file} is missing; it should hold the weights of {model}.")
         told = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
         if told is None or not told.hf_hub_id:
             raise ValueError(f"discriminator.feature_model={model} is no pretrained model of timm; see timm.list_pretrained().")
-        overlay = {"file": str(_weights(told.hf_hub_id, file))}
+        overlay = {"file": str(file or cached_weights(told.hf_hub_id, "use discriminator.kind: patch."))}
         with seeding.forked(0, "backbone"):  # timm draws weights first and loads the file over them
             backbone = timm.create_model(model, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
         return cls(backbone, told.input_size[-1])
@@ -195,20 +198,3 @@ class FeatureDiscriminator(nn.Module):
             (pixels - self.mean) / self.std, indices=self.taken, output_fmt="NLC", intermediates_only=True
         )
         return torch.cat([head(features) for head, features in zip(self.heads, taken, strict=True)], dim=1)
-
-
-def _weights(repository: str, file: Path | None) -> Path:
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    if file is not None:
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing; it should hold the weights of {repository}.")
-        return file
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        found = try_to_load_from_cache(repository, name)
-        if isinstance(found, str):
-            return Path(found)
-    raise FileNotFoundError(
-        f"model.safetensors of {repository} is not in {constants.HF_HUB_CACHE}; bring it there with "
-        f"`hf download {repository} model.safetensors`, or use discriminator.kind: patch."
-    )

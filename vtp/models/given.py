@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from vtp.models.options import mismatches
@@ -21,6 +22,26 @@ def as_it_is(folder: Path, image_size: int) -> VisualTokenizer:
     if image_size % patch:
         raise ValueError(f"data.image_size={image_size} is not a multiple of {patch}, the patch of {folder}.")
     return tokenizer
+
+
+def take_trunk(tokenizer: VisualTokenizer, folder: Path) -> None:
+    """Give a new tokenizer the encoder in `folder`, all of it but the bottleneck, whose number of channels is free.
+
+    Raises:
+        ValueError: naming everything that differs.
+    """
+    given = VisualTokenizer.from_pretrained(folder)
+    wanted = replace(
+        tokenizer.options, encoder=replace(tokenizer.options.encoder, latent_channels=given.options.encoder.latent_channels)
+    )
+    wrong = [phrase for phrase in mismatches(wanted, given.options) if phrase.startswith("encoder.")]
+    if wrong:
+        raise ValueError(
+            f"pretrain.init_from={folder} has another trunk than the parameters ask for: {', '.join(wrong)}; "
+            "set model.sizes and tokenizer to its values."
+        )
+    trunk = {name: tensor for name, tensor in given.encoder.state_dict().items() if not name.startswith("feature_bottleneck")}
+    tokenizer.encoder.load_state_dict(trunk, strict=False)
 
 
 def go_on_from(tokenizer: VisualTokenizer, folder: Path) -> None:

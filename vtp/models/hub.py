@@ -1,4 +1,4 @@
-"""Tokenizers on the Hugging Face Hub. Nothing is fetched unless a caller asks for it by name."""
+"""Tokenizers on the Hugging Face Hub, and its cache on disk. Nothing is fetched unless a caller asks for it by name."""
 
 from __future__ import annotations
 
@@ -29,3 +29,21 @@ def fetch(name: str) -> Path:
             f"{name} could not be fetched from the Hugging Face Hub ({why}); "
             "check the name (org/name or org/name@revision) and the network, or download the folder and give its path."
         ) from None
+
+
+def cached_weights(repository: str, remedy: str) -> Path:
+    """The weights of a model of the Hub that are on disk already.
+
+    Raises:
+        FileNotFoundError: they are not; the message says how to bring them, and ends with `remedy`.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        found = try_to_load_from_cache(repository, name)
+        if isinstance(found, str):
+            return Path(found)
+    raise FileNotFoundError(
+        f"model.safetensors of {repository} is not in {constants.HF_HUB_CACHE}; bring it there with "
+        f"`hf download {repository} model.safetensors`, or {remedy}"
+    )

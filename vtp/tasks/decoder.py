@@ -29,6 +29,7 @@ from vtp.objectives.adversarial import (
 from vtp.objectives.reconstruction import l1_loss
 from vtp.seeding import Draws
 from vtp.tasks.base import Average, Backward, Batch, Phase, Report, Task, slices
+from vtp.tasks.noise import latent_noise
 
 LECAM_DECAY = 0.99
 
@@ -112,10 +113,13 @@ class FinetuneDecoder(Task):
         at_weight: dict[str, Tensor] = {}
         scalars: dict[str, Tensor] = {}
         self.made = []
+        side = self.image_size // self.tokenizer.options.encoder.patch
+        shape = (self.tokenizer.options.encoder.latent_channels, side, side)
+        noise = latent_noise(draws, self.batch, shape, self.params.latent_noise)
         for rows in pieces:
             share = (rows.stop - rows.start) / len(pixels)
             with torch.set_grad_enabled(len(pieces) == 1):
-                hidden, output = self._decode(pixels[rows])
+                hidden, output = self._decode(pixels[rows], None if noise is None else noise[rows])
             leaf = output.detach().requires_grad_()
             terms = self._terms(leaf, pixels[rows], rows, draws, adversarial)
             for name, term in terms.items():
@@ -135,15 +139,16 @@ class FinetuneDecoder(Task):
             scalars["adaptive_weight"] = weight
         for rows, output, (rebuilt_grad, adversarial_grad) in zip(pieces, outputs, grads, strict=True):
             if len(pieces) > 1:
-                output = self._decode(pixels[rows])[1]
+                output = self._decode(pixels[rows], None if noise is None else noise[rows])[1]
             grad = rebuilt_grad if adversarial_grad is None else rebuilt_grad + weight * adversarial_grad
             yield Backward({"decoder": (output * grad).sum()}, {"decoder": 1.0})
         yield Report(scalars)
 
-    def _decode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Input and output of the decoder's last layer for pictures that went through the frozen encoder."""
+    def _decode(self, pixels: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Input and output of the decoder's last layer for pictures that went through the frozen encoder, noise added there."""
         with torch.no_grad():
             latents = self.tokenizer.encode(pixels)
+            latents = latents if noise is None else latents + noise
         hidden = self.decoder.hidden(latents)
         return hidden, self.decoder.proj_out(hidden)
 
