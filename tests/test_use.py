@@ -153,10 +153,12 @@ def test_a_published_checkpoint_comes_in_with_its_statistics_and_goes_out_again(
     torch.save({"mean": stats["mean"] + 3, "std": stats["std"] * 2}, project / "stats.pt")
     said = vtp("export-dit", str(ours), "--out", "dit.pt")
     assert "wrote dit.pt; LightningDiT(input_size=" in said
+    assert "none; it needs those of the latents" in vtp("inspect", "dit.pt")
     said = vtp("import-dit", "dit.pt", "--out", "imported", "--statistics", "stats.pt")
     assert "wrote imported: of a size of its own, 5 classes" in said
     assert (project / "imported" / "config.json").read_bytes() == (ours / "config.json").read_bytes()
     assert (project / "imported" / "model.safetensors").read_bytes() == (ours / "model.safetensors").read_bytes()
+    assert "its own" in vtp("inspect", "imported")
     mean, std = load_statistics(project / "imported")
     assert torch.equal(mean, stats["mean"] + 3)
     assert torch.equal(std, stats["std"] * 2)

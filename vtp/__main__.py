@@ -78,7 +78,7 @@ OUT = click.option("--out", type=click.Path(path_type=Path), help="PNG to write.
 @click.argument("folder", default=str(TOKENIZER))
 @HUB
 def inspect(folder: str, hub: bool) -> None:
-    """Show what is in a folder: a tokenizer's or diffusion transformer's sizes, parameters and options."""
+    """Show what is in a folder or a LightningDiT checkpoint: a tokenizer's or diffusion transformer's sizes and options."""
     from vtp import use
     from vtp.models.hub import fetch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,37 +12,49 @@ from torch import Tensor
 from vtp import sampling, seeding
 from vtp.artifacts import load_json
 from vtp.config import SampleParams
-from vtp.data.latents import load_statistics
+from vtp.data.latents import carries_statistics, load_statistics
 from vtp.data.pictures import Unusable, centre_crop, decode
 from vtp.data.shards import ClassInfo
 from vtp.evaluation import decoded, prompt_features, speechless
 from vtp.metrics.reconstruction import psnr
 from vtp.metrics.understanding import zero_shot_classifier
 from vtp.models.dit import DiT
-from vtp.models.lightningdit import size_name
+from vtp.models.dit_blocks import DitOptions
+from vtp.models.lightningdit import open_dit, size_name
 from vtp.models.options import TokenizerOptions, misread
 from vtp.models.tokenizer import VisualTokenizer
 from vtp.tracking import flatten
 
 
-def inside(folder: Path) -> dict[str, str]:
+def inside(path: Path) -> dict[str, str]:
     """What lies in a folder, a tokenizer or a diffusion transformer: what it is, its parts, and its options as they are stored.
 
+    Args:
+        path: the folder, or a LightningDiT checkpoint.
+
     Raises:
-        ValueError: the folder holds neither, or what it holds is broken.
+        ValueError: there is neither, or what is there is broken.
     """
-    config = load_json(folder / "config.json")
+    config = {} if path.is_file() else load_json(path / "config.json")
     if "model_type" in config:
-        tokenizer = VisualTokenizer.from_pretrained(folder)
+        tokenizer = VisualTokenizer.from_pretrained(path)
         facts, parts = _described(tokenizer.options), dict(tokenizer.named_children())
     else:
-        model = DiT.from_pretrained(folder)
-        size = size_name(model.options)
-        facts = {"what": f"diffusion transformer{f' {size}' if size else ''} for {model.options.num_classes} classes"}
-        parts = {"transformer": model}
+        model = open_dit(path)
+        facts, parts, config = _described_dit(model.options, path), {"transformer": model}, asdict(model.options)
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     facts |= {f"{name} parameters": f"{count:,}" for name, count in counts.items()}
     return facts | {name: str(value) for name, value in flatten(config, ".").items()}
+
+
+def _described_dit(options: DitOptions, path: Path) -> dict[str, str]:
+    """A diffusion transformer in a few words."""
+    size = size_name(options)
+    return {
+        "what": f"diffusion transformer{f' {size}' if size else ''} for {options.num_classes} classes",
+        "latents": f"{options.latent_channels} x {options.grid} x {options.grid}",
+        "statistics": "its own" if carries_statistics(path) else "none; it needs those of the latents it was trained on",
+    }
 
 
 def _described(options: TokenizerOptions) -> dict[str, str]:

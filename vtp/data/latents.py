@@ -111,12 +111,17 @@ def load_statistics(path: Path) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
+def carries_statistics(path: Path) -> bool:
+    """Whether statistics lie in a folder, of latents or beside a diffusion transformer."""
+    return any((path / name).is_file() for name in (STATISTICS, PUBLIC_STATISTICS))
+
+
 def own_statistics(path: Path | None) -> Path | None:
     """`path` if it is a folder that carries statistics of its own, else None."""
-    carries = path is not None and any((path / name).is_file() for name in (STATISTICS, PUBLIC_STATISTICS))
-    if path is not None and not carries:
-        log.info("%s carries no statistics of latents; those of this pipeline's are taken", path)
-    return path if carries else None
+    if path is None or carries_statistics(path):
+        return path
+    log.info("%s carries no statistics of latents; those of this pipeline's are taken", path)
+    return None
 
 
 def copy_latents(source: Path, folder: Path, *, channels: int, num_classes: int) -> None:

@@ -59,7 +59,8 @@ def siglip_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, *, chu
             return _pair_questions(image, texts, pairs, scale, bias) / len(image)
         parts = [
             # Made again on the way back, so that only one piece of the logits ever exists.
-            checkpoint(_pair_questions, rows, texts, columns, scale, bias, use_reentrant=False)
+            # Nothing in it is random, and asking for the generator's state would make a GPU wait.
+            checkpoint(_pair_questions, rows, texts, columns, scale, bias, use_reentrant=False, preserve_rng_state=False)
             for rows, columns in zip(image.split(chunk), pairs.split(chunk), strict=True)
         ]
         return torch.stack(parts).sum() / len(image)
