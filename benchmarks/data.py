@@ -1,9 +1,10 @@
-"""Pictures on their way to the model: `python -m benchmarks.data --part loader` (views, resume, decode; several or all).
+"""Pictures on their way to the model: `python -m benchmarks.data --part loader` (several, or all).
 
 - decode: stored JPEG to a square of pixels, on one core.
 - loader: JPEG shards to CLIP views of all pictures and self-distillation crops of a quarter of them, on the device.
 - views: the same views from pictures that are on the device already, against torchvision's transforms picture by picture.
 - resume: the first batch after opening a set of 1,000 shards in the middle of an epoch.
+- step: training steps (W1 of benchmarks/joint.py: VTP-B at 256 px) on these data, and on one batch that stays on the device.
 
 Pictures are those of `benchmarks/photographs.py`, made anew at every run; at 256 px they are stored with a short side of 320.
 """
@@ -11,6 +12,7 @@ Pictures are those of `benchmarks/photographs.py`, made anew at every run; at 25
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import tempfile
@@ -33,7 +35,7 @@ from vtp.seeding import Draws
 
 log = logging.getLogger(__name__)
 
-PARTS = ("decode", "loader", "views", "resume")
+PARTS = ("decode", "loader", "views", "resume", "step")
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def _views(image_size: int, local_size: int, local_crops: int) -> ViewParams:
         local_crops=local_crops,
         jitter=0.8,
         grayscale=0.2,
-        blur=(0.5, 0.1),
+        blur=(0.5, 0.1, 0.5),
         solarize=0.2,
     )
 
@@ -108,7 +110,7 @@ def torchvision_views(kind: Kind) -> Callable[[Tensor], list[Tensor]]:
     clip = v2.Compose([v2.RandomResizedCrop(kind.image_size, views.clip_scale, interpolation=bicubic, antialias=True), to_float])
     first = crops(views.global_size, views.global_scale, views.blur[0], 0.0)
     second = crops(views.global_size, views.global_scale, views.blur[1], views.solarize)
-    local = crops(views.local_size, views.local_scale, views.blur[0], 0.0)
+    local = crops(views.local_size, views.local_scale, views.blur[2], 0.0)
 
     def work(images: Tensor) -> list[Tensor]:
         made = [clip(image) for image in images]
@@ -240,6 +242,46 @@ def resume(shards: int, samples: int, device: torch.device, workers: int) -> tup
     }
 
 
+def step(device: torch.device, workers: int, steps: int, *, tiny: bool) -> tuple[measure.Timing, dict[str, object]]:
+    """Steps on real data; before and after them, the same training on tensors."""
+    from benchmarks import joint  # the other parts need none of the models
+    from benchmarks.works import parameters
+
+    params = parameters("W1", *(["tiny"] if tiny else []))
+    size, count = params.data.image_size, params.pretrain.batch
+    stored = size * 5 // 4
+    train = joint.step_of(params, joint.SEEN["W1"], device, fast=device.type == "cuda")
+
+    def work(batch: Batch, step: int, device: torch.device) -> None:
+        train({name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()})
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "prepare"
+        pool = photographs.jpegs(min(256, 4 * count), stored, stored * 4 // 3)
+        shards = 16 if not tiny else 2
+        photographs.write(data, pool, shards=shards, samples=count, image_size=size, store_size=stored)
+        split = Split(data, "train")
+        batches = Batches(split, batch=count, seed=0, workers=workers)
+        held = {name: value.to(device) for name, value in split.rows(torch.arange(count), stored).items()}
+        held["tokens"] = held["tokens"][:, : params.data.context_length]
+        streams = (itertools.repeat(held), _cut(batches(0, steps + 6), params.data.context_length), itertools.repeat(held))
+        before, real, after = (_paced(stream, work, device, warmup=6, runs=steps) for stream in streams)
+    synthetic = (before.milliseconds + after.milliseconds) / 2
+    return real, {
+        "batch": count,
+        "workers": workers,
+        "milliseconds_on_tensors": [before.milliseconds, after.milliseconds],
+        "images_per_second": 1000 * count / real.milliseconds,
+        "share_of_speed_on_tensors": synthetic / real.milliseconds,
+    }
+
+
+def _cut(stream: Iterator[Batch], context: int) -> Iterator[Batch]:
+    """Captions as short as a small model takes them."""
+    for batch in stream:
+        yield {**batch, "tokens": batch["tokens"][:, :context]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, action="append", help="default: all")
@@ -258,6 +300,7 @@ def main() -> None:
         work[f"decode-{size}"] = lambda kind=kind: decode(kind)  # type: ignore[misc]
         work[f"views-{size}"] = lambda kind=kind: views(kind, device, args.steps)  # type: ignore[misc]
         work[f"loader-{size}"] = lambda kind=kind: loader(kind, device, args.workers, args.steps)  # type: ignore[misc]
+    work["step"] = lambda: step(device, args.workers, args.steps // 3, tiny=args.tiny)
     work["resume"] = lambda: resume(20 if args.tiny else 1000, 100, device, args.workers)
     for name, run in work.items():
         if name.split("-")[0] in (args.part or PARTS):

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -160,16 +161,15 @@ def flop(params: Params, stages: int, device: torch.device) -> float:
     return state.flops / dist.world() * whole / params.pretrain.batch
 
 
-def step_of(params: Params, stages: int, device: torch.device, *, fast: bool) -> Callable[[], object]:
-    """Training steps one after another on one batch: as fast as we can, or as plain as it is written."""
+def step_of(params: Params, stages: int, device: torch.device, *, fast: bool) -> Callable[[Batch], object]:
+    """Training steps one after another, each on the batch it is given: as fast as we can, or as plain as it is written."""
     task = task_of(params, stages, device)
     state = State(task.models, optimizers(task))
     if fast:
         compile_blocks(task.models)
     one = stepper(task, state, 0, device, replayed=fast and params.run.replay and device.type == "cuda")
-    batch = batch_of(params, device)
 
-    def step() -> object:
+    def step(batch: Batch) -> object:
         with compiled(fast):
             scalars = one(batch, state.step)
         state.step += 1
@@ -187,7 +187,7 @@ def measured(args: argparse.Namespace) -> bool:
     clear()
     log.info("%.4g TFLOP; %s", work / 1e12, figures)
     tops = measure.ceiling(device)
-    step = step_of(params, stages, device, fast=True)
+    step = partial(step_of(params, stages, device, fast=True), batch_of(params, device))
     timing = measure.timed(step, device, warmup=6, runs=args.runs, quiet=True)
     log.info("%s", timing)
     figures |= {"images_per_second": 1000 * params.pretrain.batch / timing.milliseconds}
@@ -196,7 +196,7 @@ def measured(args: argparse.Namespace) -> bool:
     del step
     clear()
     if args.reference:
-        plain = step_of(params, stages, device, fast=False)
+        plain = partial(step_of(params, stages, device, fast=False), batch_of(params, device))
         figures["reference"] = asdict(measure.timed(plain, device, warmup=2, runs=args.runs, quiet=False))
     tolerance = TOLERANCE[device.type]
     good = all(isinstance(e, float) and e < tolerance for e in map(figures.get, ("loss_error", "gradient_error")))

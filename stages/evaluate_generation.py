@@ -13,7 +13,7 @@ def main(params: Params) -> None:
         from vtp import dist, evaluation
         from vtp.artifacts import load_tensors
         from vtp.data.latents import load_statistics
-        from vtp.data.shards import Prepared
+        from vtp.data.shards import Prepared, Scratch
         from vtp.engine.inference import put_to_work, same_shape
         from vtp.engine.loop import autocast
         from vtp.engine.session import open_track, start
@@ -23,7 +23,7 @@ def main(params: Params) -> None:
 
         device = start(params.run)
         p = params.evaluate
-        data = Prepared.open(ROOT / "data" / "prepare", run.work / "undecodable.txt")
+        data = Prepared.open(ROOT / "data" / "prepare", Scratch.of(run.work, params.run.cache_gigabytes))
         tokenizer = VisualTokenizer.from_pretrained(ROOT / "data" / "finetune_decoder")
         put_to_work(tokenizer, device, compiled=params.run.compile)
         decode = same_shape(tokenizer.decode, p.batch, compiled=params.run.compile)

@@ -11,7 +11,7 @@ def main(params: Params) -> None:
         import torch
 
         from vtp import dist, evaluation
-        from vtp.data.shards import Prepared
+        from vtp.data.shards import Prepared, Scratch
         from vtp.engine.loop import autocast
         from vtp.engine.session import open_track, start
         from vtp.models.frozen import perceptual
@@ -19,7 +19,7 @@ def main(params: Params) -> None:
         from vtp.reporting.pictures import grid, labelled_rows, save_png
 
         device = start(params.run)
-        data = Prepared.open(ROOT / "data" / "prepare", run.work / "undecodable.txt")
+        data = Prepared.open(ROOT / "data" / "prepare", Scratch.of(run.work, params.run.cache_gigabytes))
         before = VisualTokenizer.from_pretrained(ROOT / "data" / "pretrain").to(device)
         after = VisualTokenizer.from_pretrained(ROOT / "data" / "finetune_decoder").to(device)
         describe = evaluation.describer(params.evaluate.features, ROOT / "data" / "train_metric_network", device)

@@ -24,12 +24,12 @@ def main(params: Params) -> None:
         from vtp import dist
         from vtp.data import pins
         from vtp.data.latents import LatentStore, copy_latents
-        from vtp.data.shards import Prepared
+        from vtp.data.shards import Prepared, Scratch
         from vtp.engine.session import start
         from vtp.models.tokenizer import VisualTokenizer
 
         device, given = start(params.run), params.given_latents
-        data = Prepared.open(ROOT / "data" / "prepare", run.work / "undecodable.txt")
+        data = Prepared.open(ROOT / "data" / "prepare", Scratch.of(run.work, params.run.cache_gigabytes))
         tokenizer = VisualTokenizer.from_pretrained(ROOT / "data" / "pretrain")
         with run.out({"num_classes": data.num_classes, "given": given is not None}) as folder:
             if given is None:

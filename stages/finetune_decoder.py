@@ -11,7 +11,7 @@ def main(params: Params) -> None:
         from vtp import dist
         from vtp.artifacts import read_manifest, tensors_digest
         from vtp.data.batches import Batches
-        from vtp.data.shards import Prepared
+        from vtp.data.shards import Prepared, Scratch
         from vtp.engine.session import start, train
         from vtp.models.card import Card
         from vtp.models.discriminator import discriminator
@@ -23,7 +23,7 @@ def main(params: Params) -> None:
 
         device = start(params.run)
         options = params.finetune_decoder
-        data = Prepared.open(ROOT / "data" / "prepare", run.work / "undecodable.txt")
+        data = Prepared.open(ROOT / "data" / "prepare", Scratch.of(run.work, params.run.cache_gigabytes))
         tokenizer = VisualTokenizer.from_pretrained(ROOT / "data" / "pretrain")
         given = read_manifest(ROOT / "data" / "pretrain", verify=False)["given"]
         before = tensors_digest(frozen_part(tokenizer.state_dict()))

@@ -13,7 +13,7 @@ def main(params: Params) -> None:
         from vtp import dist
         from vtp.data import pins
         from vtp.data.batches import Batches
-        from vtp.data.shards import Prepared
+        from vtp.data.shards import Prepared, Scratch
         from vtp.engine.session import start, train
         from vtp.models.card import Card
         from vtp.models.given import as_it_is, go_on_from, take_trunk
@@ -31,7 +31,7 @@ def main(params: Params) -> None:
             history: list[dict[str, float]] = []
             numbers: dict[str, float | None] = {"step": 0, "loss": None, "pretrain_flops": 0}
         else:
-            data = Prepared.open(ROOT / "data" / "prepare", run.work / "undecodable.txt")
+            data = Prepared.open(ROOT / "data" / "prepare", Scratch.of(run.work, params.run.cache_gigabytes))
             tokenizer = VisualTokenizer(options(params))
             tokenizer.init_weights(generator(params.seed, "tokenizer"))
             if params.pretrain.init_from is not None:

@@ -25,7 +25,7 @@ def main(params: Params) -> None:
         import torch
 
         from vtp.artifacts import load_json
-        from vtp.data.shards import Prepared
+        from vtp.data.shards import Prepared, Scratch
         from vtp.reporting.curves import plot, read_csv
         from vtp.reporting.page import StageReport, write_page
         from vtp.reporting.pictures import captioned, save_png
@@ -35,7 +35,7 @@ def main(params: Params) -> None:
         numbers = {name: load_json(reports / f"{name}.json") for name in STAGES}
         objective = params.pretrain.objective if params.tokenizer.source == "train" else "given"
         summary = {"objective": objective, **numbers["tokenizer"], **numbers["generation"]}
-        data = Prepared.open(ROOT / "data" / "prepare", run.work / "undecodable.txt")
+        data = Prepared.open(ROOT / "data" / "prepare", Scratch.of(run.work, params.run.cache_gigabytes))
         pictures = reports / "pictures"
         shown = torch.arange(32) * len(data.train) // 32
         save_png(

@@ -10,7 +10,7 @@ def main(params: Params) -> None:
     with open_run("train_metric_network", params, launchable=True) as run:
         from vtp import dist
         from vtp.data.batches import Batches
-        from vtp.data.shards import Prepared
+        from vtp.data.shards import Prepared, Scratch
         from vtp.engine.session import start, train
         from vtp.models.metric_network import MetricNetwork
         from vtp.reporting.curves import write_csv
@@ -18,7 +18,7 @@ def main(params: Params) -> None:
 
         device = start(params.run)
         options = params.evaluate.metric_network
-        data = Prepared.open(ROOT / "data" / "prepare", run.work / "undecodable.txt")
+        data = Prepared.open(ROOT / "data" / "prepare", Scratch.of(run.work, params.run.cache_gigabytes))
         network = MetricNetwork(options.model, num_classes=data.num_classes, image_size=params.data.image_size, seed=params.seed)
         task = TrainMetricNetwork(options, network, image_size=params.data.image_size, microbatch=params.run.microbatch)
         batches = Batches(data.train, batch=options.batch, seed=params.seed, workers=params.run.workers)

@@ -106,7 +106,7 @@ class ViewParams:
     local_crops: Whole
     jitter: Rate
     grayscale: Rate
-    blur: tuple[Rate, Rate]
+    blur: tuple[Rate, Rate, Rate]
     solarize: Rate
 
 
@@ -267,6 +267,7 @@ class RunParams:
     threads: Count | None
     workers: Whole
     executor: Literal["processes", "ray"]
+    cache_gigabytes: Positive
     microbatch: Count | None
     compile: bool
     profile: Count | None

@@ -40,6 +40,17 @@ def test_one_window_of_shards_is_finished_before_the_next() -> None:
         assert set(seen[start : start + sum(LENGTHS[shard] for shard in window)]) == window, number
 
 
+def test_the_shards_that_come_next_are_known() -> None:
+    shards = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
+    order = Order(LENGTHS, seed=0, window=2)
+    seen = shards[order.positions(0, 3 * TOTAL)].tolist()
+    for position in range(2 * TOTAL):
+        coming = order.coming(position)
+        assert seen[position] in coming[:2]
+        later = next(shard for shard in seen[position:] if shard not in coming[:2])
+        assert position >= TOTAL - 10 or later in coming[2:]
+
+
 def test_samples_mix_within_a_window_and_depend_on_the_seed() -> None:
     one, other = (Order([100, 100], seed=seed, window=2).positions(0, 200) for seed in (0, 1))
     assert not torch.equal(one, other)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -44,7 +46,24 @@ def test_copies_used_longest_ago_make_room(bucket: fsspec.AbstractFileSystem, tm
 def test_a_copy_that_fails_leaves_nothing(bucket: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         remote.local_copy("memory://bucket/none.tar", tmp_path, 10_000)
-    assert list(tmp_path.iterdir()) == []
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+
+
+def test_several_that_want_a_copy_fetch_it_once(
+    bucket: fsspec.AbstractFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched, fetch = [], remote._fetch
+
+    def slowly(location: str, path: Path, most_bytes: int) -> None:
+        fetched.append(location)
+        time.sleep(0.05)
+        fetch(location, path, most_bytes)
+
+    monkeypatch.setattr(remote, "_fetch", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        copies = list(pool.map(lambda _: remote.local_copy("memory://bucket/1.tar", tmp_path, 10_000), range(4)))
+    assert fetched == ["memory://bucket/1.tar"]
+    assert set(copies) == {copies[0]}
 
 
 def test_size_and_mark_of_files_here_and_elsewhere(bucket: fsspec.AbstractFileSystem, tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from tests.data.stub import CLASSES, good_row, pixels
-from vtp.artifacts import load_tensors
+from vtp.artifacts import load_json, load_tensors, save_json
 from vtp.data import shards
+from vtp.data.batches import Batches
 from vtp.data.captions import tokenize
-from vtp.data.shards import Prepared, Split, index_name, tar_name, write_shard
+from vtp.data.shards import Prepared, Scratch, Split, index_name, tar_name, write_shard
 
 KEPT = [i for i in range(20) if i != 7]
 
@@ -107,12 +108,12 @@ def test_the_next_good_picture_of_its_shard_stands_in_and_is_listed_once(
     prepared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = damaged(prepared, tmp_path / "prepare", 8, 9, 18)  # the second shard holds 6 to 10, the last 17 and 18
-    notes = tmp_path / "run" / "undecodable.txt"
-    whole, split = Split(prepared, "train"), Split(folder, "train", notes)
+    scratch = Scratch.of(tmp_path / "runs" / "pretrain" / "key", 1)
+    whole, split = Split(prepared, "train"), Split(folder, "train", scratch)
     for _ in range(2):
         made, expected = split.rows(torch.tensor([8, 9, 7, 18])), whole.rows(torch.tensor([10, 10, 7, 17]))
         assert all(torch.equal(made[name], expected[name]) for name in expected)
-    assert [line.split("\t") for line in notes.read_text().splitlines()] == [
+    assert [line.split("\t") for line in scratch.notes.read_text().splitlines()] == [
         ["train-00001.tar", "train_9"],
         ["train-00001.tar", "train_10"],
         ["train-00003.tar", "train_19"],
@@ -149,3 +150,37 @@ def test_an_unfinished_folder_does_not_open(prepared: Path, tmp_path: Path) -> N
     (folder / tar_name("validation", 1)).unlink()
     with pytest.raises(ValueError, match=r"validation-00001\.tar is missing"):
         Prepared.open(folder)
+
+
+def test_tars_that_lie_elsewhere_are_fetched_when_they_are_needed(prepared: Path, tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    elsewhere = fsspec.filesystem("memory")
+    folder = tmp_path / "prepare"
+    shutil.copytree(prepared, folder)
+    entries = load_json(folder / "train.shards.json")
+    for entry in entries:
+        elsewhere.pipe(f"/there/{entry['tar']}", (folder / entry["tar"]).read_bytes())
+        (folder / entry["tar"]).unlink()
+        entry["tar"] = f"memory://there/{entry['tar']}"
+    save_json(folder / "train.shards.json", entries)
+    scratch = Scratch.of(tmp_path / "runs" / "pretrain" / "key", 1)
+    split, whole = Split(folder, "train", scratch), Split(prepared, "train")
+    assert (split.remote, whole.remote) == (True, False)
+    assert torch.equal(split.image(8), whole.image(8))
+    assert [path.name.split("-", 1)[1] for path in scratch.cache.glob("[!.]*")] == ["train-00001.tar"]
+    assert torch.equal(split.rows(torch.arange(19))["images"], whole.rows(torch.arange(19))["images"])
+    stream = Batches(split, batch=2, seed=0, workers=0, shards_per_window=1)(0, 8)
+    for path in scratch.cache.iterdir():
+        path.unlink()
+    assert torch.equal(
+        next(stream)["labels"], next(Batches(whole, batch=2, seed=0, workers=0, shards_per_window=1)(0, 1))["labels"]
+    )
+    stream.close()  # type: ignore[attr-defined]
+    assert len(list(scratch.cache.glob("[!.]*"))) == 2  # this one and the next
+    with pytest.raises(ValueError, match=r"memory://there/train-00000\.tar lies elsewhere"):
+        Split(folder, "train").image(0)
+    elsewhere.rm("/there/train-00000.tar")
+    for path in scratch.cache.iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match=r"memory://there/train-00000\.tar cannot be fetched"):
+        Split(folder, "train", scratch).image(0)

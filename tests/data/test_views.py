@@ -27,7 +27,7 @@ PARAMS = ViewParams(
     local_crops=3,
     jitter=0.8,
     grayscale=0.2,
-    blur=(0.5, 0.1),
+    blur=(0.5, 0.1, 0.9),
     solarize=0.2,
 )
 
@@ -200,6 +200,25 @@ def test_shapes_ranges_and_repeatability() -> None:
         assert not torch.equal(view, later[name])
     assert not torch.equal(made["clip"], made["reconstruction"])
     assert not torch.equal(made["global"][:6], made["global"][6:])
+
+
+def test_whole_pictures_are_themselves_or_resampled() -> None:
+    images = pictures(4, 48, 48).mul(255).round().byte()
+    torch.testing.assert_close(views.whole(images, 48), images / 255, atol=1e-6, rtol=0)
+    theirs = reference.resize(images, [32, 32], InterpolationMode.BICUBIC, antialias=True)
+    assert (views.whole(images, 32) - theirs / 255).abs().max() < 2 / 255
+
+
+def test_each_kind_of_crop_is_blurred_as_often_as_its_parameter_says() -> None:
+    images, often = pictures(16), dataclasses.replace(PARAMS, jitter=0.0, grayscale=0.0, solarize=0.0)
+    for blur in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)):
+        params, sharp = (dataclasses.replace(often, blur=value) for value in (blur, (0.0, 0.0, 0.0)))
+        changed = []
+        for make in (views.global_crops, views.local_crops):
+            made, plain = (make(images, Draws(0, 0), 16, value).of() for value in (params, sharp))
+            copies = len(made) // 16
+            changed += [(one != other).any().item() for one, other in zip(made.chunk(copies), plain.chunk(copies), strict=True)]
+        assert changed == [bool(blur[0]), bool(blur[1]), *[bool(blur[2])] * PARAMS.local_crops]
 
 
 def test_clip_view_keeps_left_and_right() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import multiprocessing
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ AHEAD = 2
 
 PREFETCH = 4
 """Pieces that each loading process works ahead."""
+
+FETCHERS = 2
+"""Tars that are fetched at the same time, before they are needed."""
 
 
 class Batches:
@@ -74,8 +77,24 @@ class Batches:
         if self.workers:
             _end_at_exit()
         pieces = iter(loader)
-        batches = (_join(list(islice(pieces, self.pieces))) for _ in range(start, stop))
+        batches: Iterator[Batch] = (_join(list(itertools.islice(pieces, self.pieces))) for _ in range(start, stop))
+        if self.source.split.remote:
+            batches = self._fetching(batches, start)
         return _ahead(batches) if self.workers else batches
+
+    def _fetching(self, batches: Iterator[Batch], start: int) -> Iterator[Batch]:
+        """The same batches; meanwhile the tars of the next window are fetched. Who reads a tar that is not here reports why."""
+        source, coming = self.source, list[int]()
+        with ThreadPoolExecutor(FETCHERS) as pool:
+            for step in itertools.count(start):
+                if (now := source.order.coming(step * source.batch)) != coming:
+                    for shard in now:
+                        pool.submit(source.split.fetch, shard)
+                    coming = now
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch
 
 
 class _Pieces(Dataset):

@@ -56,6 +56,14 @@ class Order:
             start += len(parts[-1])
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
 
+    def coming(self, position: int) -> list[int]:
+        """Shards of the window that `position` lies in, and of the one after it."""
+        epoch, within = divmod(position, self.num_samples)
+        windows, starts = self._layout(epoch)
+        number = bisect_right(starts, within) - 1
+        after = windows[number + 1] if number + 1 < len(windows) else self._layout(epoch + 1)[0][0]
+        return windows[number] + after
+
     def _make_layout(self, epoch: int) -> tuple[list[list[int]], list[int]]:
         """Shards of each window of an epoch, and the position within the epoch at which each window starts."""
         shards = torch.randperm(len(self.shard_lengths), generator=seeding.generator(self.seed, "order", epoch)).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 from contextlib import suppress
@@ -83,23 +84,30 @@ def mark(location: str) -> dict[str, Any]:
 def local_copy(location: str, folder: Path, most_bytes: int) -> Path:
     """A whole copy of a remote file in `folder`, fetched unless it is there; the copies used longest ago make room for it.
 
-    Copies appear whole, so any number of processes may share the folder; a file that one of them has open stays readable when
-    another makes room. (fsspec's own caches neither bound their size nor write aside.)
+    Copies appear whole and are fetched once, so any number of processes may share the folder; a file that one of them has open
+    stays readable when another makes room. (fsspec's own caches neither bound their size nor write aside.)
 
     Args:
         most_bytes: of all copies together; the one asked for is kept whatever its size.
     """
+    path = folder / f"{hashlib.sha256(location.encode()).hexdigest()[:24]}-{location.rsplit('/', 1)[-1]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            os.utime(path)
+            return path
+        _fetch(location, path, most_bytes)
+    return path
+
+
+def _fetch(location: str, path: Path, most_bytes: int) -> None:
     import fsspec
 
-    path = folder / f"{hashlib.sha256(location.encode()).hexdigest()[:24]}-{location.rsplit('/', 1)[-1]}"
-    with suppress(FileNotFoundError):
-        os.utime(path)
-        return path
     with aside(path) as temporary:
         system, name = fsspec.core.url_to_fs(location)
         system.get_file(name, str(temporary))
-        _make_room(folder, most_bytes - temporary.stat().st_size)
-    return path
+        _make_room(path.parent, most_bytes - temporary.stat().st_size)
 
 
 def _make_room(folder: Path, most_bytes: int) -> None:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from vtp.artifacts import MANIFEST, load_json, load_tensors, read_manifest
 from vtp.data.decode import square
+from vtp.data.remote import is_remote, local_copy
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,26 @@ class Tar:
     bytes: int | None
 
 
+@dataclass(frozen=True)
+class Scratch:
+    """Where reading leaves what it finds and fetches.
+
+    Attributes:
+        notes: a file in which pictures that cannot be decoded are listed as they are met.
+        cache: a folder for copies of tars that lie elsewhere.
+        cache_bytes: of all copies together.
+    """
+
+    notes: Path
+    cache: Path
+    cache_bytes: int
+
+    @classmethod
+    def of(cls, work: Path, cache_gigabytes: float) -> Scratch:
+        """For a run whose folder is `work`, runs/<stage>/<fingerprint>; all runs share one cache."""
+        return cls(work / "undecodable.txt", work.parents[1] / "cache", int(cache_gigabytes * 1e9))
+
+
 class _Open(NamedTuple):
     """A shard at hand: its tar's descriptor, and its index mapped into memory, so that processes share its pages."""
 
@@ -97,7 +118,10 @@ class Split:
     """Samples of one split, read from disk as they are asked for. Cheap to hand to other processes: they open it anew.
 
     A picture that cannot be decoded keeps its place: the next good one of its shard, with its caption and label, stands in,
-    the same one wherever and whenever it is asked for. It is logged once, and listed in `notes`.
+    the same one wherever and whenever it is asked for. It is logged once, and listed in the notes.
+
+    Args:
+        scratch: None: nothing is listed, and no tar may lie elsewhere.
 
     Attributes:
         shard_lengths: samples in each shard.
@@ -105,8 +129,8 @@ class Split:
         store_size: side of the squares that training batches hold, from which views are cropped.
     """
 
-    def __init__(self, folder: Path, name: str, notes: Path | None = None) -> None:
-        self.folder, self.name, self.notes = folder, name, notes
+    def __init__(self, folder: Path, name: str, scratch: Scratch | None = None) -> None:
+        self.folder, self.name, self.scratch = folder, name, scratch
         manifest = load_json(folder / MANIFEST)
         self.image_size: int = manifest["image_size"]
         self.store_size: int = manifest["store_size"]
@@ -117,7 +141,7 @@ class Split:
         weakref.finalize(self, _close, self._open)
 
     def __reduce__(self) -> tuple:
-        return Split, (self.folder, self.name, self.notes)
+        return Split, (self.folder, self.name, self.scratch)
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -164,6 +188,15 @@ class Split:
             "labels": torch.from_numpy(np.array(labels, dtype=np.int64)),
         }
 
+    def fetch(self, shard: int) -> None:
+        """Make sure that a shard's tar is on this machine, before it is needed."""
+        self._path(shard)
+
+    @property
+    def remote(self) -> bool:
+        """Whether some tars lie elsewhere."""
+        return any(is_remote(entry.tar) for entry in self.tars)
+
     def _place(self, sample: int) -> tuple[int, int]:
         """Shard of a sample, and its place in it."""
         shard = int(np.searchsorted(self._first, sample, side="right")) - 1
@@ -180,14 +213,16 @@ class Split:
                 data = os.pread(file, length, int(columns["offset"][shown]))
                 square(data, int(min(columns["height"][shown], columns["width"][shown])), out)
                 return shown
-            except (ValueError, OSError) as error:
+            except OSError as error:
+                raise ValueError(f"{self.tars[shard].tar} cannot be read ({error.strerror}).") from error
+            except ValueError as error:
                 self._note(shard, shown, str(error))
-        raise ValueError(f"{self._path(shard)}: none of its {samples} pictures can be decoded; make {self.folder} anew.")
+        raise ValueError(f"{self.tars[shard].tar}: none of its {samples} pictures can be decoded; make {self.folder} anew.")
 
     def _note(self, shard: int, place: int, reason: str) -> None:
         """Log and list a picture that cannot be decoded, once."""
         tar, key = self.tars[shard].tar, self._text(shard, place, "key")
-        if self.notes is None or append_once(self.notes, f"{tar}\t{key}\n"):
+        if self.scratch is None or append_once(self.scratch.notes, f"{tar}\t{key}\n"):
             log.warning("%s: picture %s cannot be decoded (%s); the next of its shard stands in", tar, key, reason)
 
     def _at_hand(self, shard: int) -> _Open:
@@ -210,7 +245,16 @@ class Split:
         return file
 
     def _path(self, shard: int) -> Path:
-        return self.folder / self.tars[shard].tar
+        """Of a shard's tar on this machine; one that lies elsewhere is fetched."""
+        place = self.tars[shard].tar
+        if not is_remote(place):
+            return self.folder / place
+        if self.scratch is None:
+            raise ValueError(f"{place} lies elsewhere, and there is no folder to copy it to.")
+        try:
+            return local_copy(place, self.scratch.cache, self.scratch.cache_bytes)
+        except OSError as error:
+            raise ValueError(f"{place} cannot be fetched ({error}); bring it back, or run prepare anew.") from error
 
     def _all(self, name: str) -> Tensor:
         """A column of the whole split."""
@@ -267,13 +311,9 @@ class Prepared:
         return len(self.classes)
 
     @classmethod
-    def open(cls, folder: Path, notes: Path | None = None) -> Prepared:
-        """Both splits of a folder that `prepare` wrote; checks that its files are there with their sizes, not their checksums.
-
-        Args:
-            notes: a file in which pictures that cannot be decoded are listed as they are met.
-        """
+    def open(cls, folder: Path, scratch: Scratch | None = None) -> Prepared:
+        """Both splits of a folder that `prepare` wrote; checks that its files are there with their sizes, not their checksums."""
         manifest = read_manifest(folder, verify=False)
         classes = [ClassInfo(**entry) for entry in load_json(folder / "classes.json")]
-        train, validation = (Split(folder, split, notes) for split in SPLITS)
+        train, validation = (Split(folder, split, scratch) for split in SPLITS)
         return cls(classes, manifest["image_size"], train, validation)

@@ -73,7 +73,7 @@ def global_crops(images: Tensor, draws: Draws, total: int, views: ViewParams) ->
     Colour changes are DINOv2's (see `vtp.data.colour`); only the second crops are solarised.
     """
     windows = random_windows(draws, "global_crops", total, images.shape[2], images.shape[3], scale=views.global_scale, copies=2)
-    colour = random_colour(draws, "global_crops", total, views, blur=views.blur, solarize=(0.0, views.solarize))
+    colour = random_colour(draws, "global_crops", total, views, blur=views.blur[:2], solarize=(0.0, views.solarize))
     return Crops(images, windows, colour, views.global_size, blur_radius(views.global_size))
 
 
@@ -81,7 +81,7 @@ def local_crops(images: Tensor, draws: Draws, total: int, views: ViewParams) -> 
     """n = `views.local_crops` small crops of each picture, at least one, crop-major."""
     n = views.local_crops
     windows = random_windows(draws, "local_crops", total, images.shape[2], images.shape[3], scale=views.local_scale, copies=n)
-    colour = random_colour(draws, "local_crops", total, views, blur=(views.blur[0],) * n, solarize=(0.0,) * n)
+    colour = random_colour(draws, "local_crops", total, views, blur=(views.blur[2],) * n, solarize=(0.0,) * n)
     return Crops(images, windows, colour, views.local_size, blur_radius(views.global_size))
 
 
@@ -92,6 +92,12 @@ def random_view(
     windows = random_windows(draws, purpose, total, images.shape[2], images.shape[3], scale=scale)
     windows = windows if flip else windows._replace(flip=torch.zeros_like(windows.flip))
     return Crops(images, windows, None, size, 0)
+
+
+def whole(images: Tensor, size: int) -> Tensor:
+    """The pictures (B, 3, H, H) themselves, to be looked at: (B, 3, size, size) in [0, 1]."""
+    boxes = torch.tensor([0.0, 0.0, *images.shape[2:]], device=images.device).expand(len(images), 4)
+    return crop(images, boxes, torch.zeros(len(images), dtype=torch.bool, device=images.device), size)
 
 
 def random_windows(

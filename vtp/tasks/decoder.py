@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vtp import dist
 from vtp.config import DecoderFinetuneParams
-from vtp.data.views import random_view
+from vtp.data.views import random_view, whole
 from vtp.models.tokenizer import VisualTokenizer, denormalize, normalize
 from vtp.objectives.adversarial import (
     adaptive_weight,
@@ -190,6 +190,6 @@ class FinetuneDecoder(Task):
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        pixels = batch["images"][:8] / 255
+        pixels = whole(batch["images"][:8], self.image_size)
         decoded = denormalize(self.averaged(self.tokenizer.encode(pixels)))
         return {"reconstructions": torch.cat([pixels, decoded.clamp(0, 1)])}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vtp import dist
 from vtp.config import PretrainParams
 from vtp.data.masks import Masks, block_masks, listed
-from vtp.data.views import clip_view, global_crops, local_crops, reconstruction_view
+from vtp.data.views import clip_view, global_crops, local_crops, reconstruction_view, whole
 from vtp.models.encoder import Features
 from vtp.models.heads import DinoHead
 from vtp.models.tokenizer import MAX_LOGIT_SCALE, VisualTokenizer, denormalize, normalize
@@ -262,10 +262,10 @@ class Pretrain(Task):
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        pixels = batch["images"][:8] / 255
-        if dist.is_main() and pixels.shape[-1] % self.tokenizer.options.encoder.patch == 0:
-            return {"reconstructions": torch.cat([pixels, self.tokenizer.decode(self.tokenizer.encode(pixels)).clamp(0, 1)])}
-        return {}
+        if not dist.is_main():
+            return {}
+        pixels = whole(batch["images"][:8], self.image_size)
+        return {"reconstructions": torch.cat([pixels, self.tokenizer.decode(self.tokenizer.encode(pixels)).clamp(0, 1)])}
 
 
 def _rows(keep: Tensor | None, rows: slice) -> Tensor | None:
