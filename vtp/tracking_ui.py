@@ -29,7 +29,7 @@ def variants(main: Path) -> list[tuple[str, str]]:
         "select run_uuid, experiment_id from runs join tags using (run_uuid) "
         "where key = 'vtp.variant' and lifecycle_stage = 'active' order by start_time desc limit ?"
     )
-    with closing(sqlite3.connect(f"file:{main / 'mlflow.db'}?mode=ro", uri=True)) as database:
+    with closing(sqlite3.connect(f"{(main / 'mlflow.db').as_uri()}?mode=ro", uri=True)) as database:
         return [(run, str(experiment)) for run, experiment in database.execute(query, (MOST,))]
 
 
