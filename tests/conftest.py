@@ -31,6 +31,7 @@ def project(finished: Path) -> Iterator[Path]:
     for process in processes(finished):
         process.kill()
     sh(finished, "git", "checkout", "-q", ".")
+    sh(finished, "git", "clean", "-fdq")
     sh(finished, "dvc", "checkout", "--force")
     for folder in set(finished.glob("runs/*/*")) - before:
         shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
