@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 from vtp.config import ROOT, Params
 from vtp.run import entry, open_run
+
+log = logging.getLogger(__name__)
 
 
 def main(params: Params) -> None:
     with open_run("prepare", params) as run:
+        from vtp.artifacts import read_manifest
         from vtp.data import source_pins
         from vtp.data.prepare import How, prepare
 
@@ -18,6 +23,11 @@ def main(params: Params) -> None:
             f"{split}_{name}": facts[split][name] for split in ("train", "validation") for name in ("pictures", "broken_rows")
         }
         run.metrics("prepare", counts)
+        about = read_manifest(ROOT / "data" / "prepare", verify=False)
+        if not about["captioned"] and "clip" in params.pretrain.objective:
+            log.warning("the data has no captions: pretrain.objective=%s will not start; use ssl+ae", params.pretrain.objective)
+        if not about["labelled"] and params.evaluate.features == "metric":
+            log.warning("the data has no labels: evaluate.features=metric has no network to measure with; use inception")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ def main(params: Params) -> None:
             numbers: dict[str, float | None] = {"step": 0, "loss": None, "pretrain_flops": 0}
         else:
             data = Prepared.open(ROOT / "data" / "prepare", Scratch.of(run.work, params.run.cache_gigabytes))
+            data.check_captions(params.pretrain.objective)
             tokenizer = VisualTokenizer(options(params))
             tokenizer.init_weights(generator(params.seed, "tokenizer"))
             if params.pretrain.init_from is not None:

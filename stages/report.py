@@ -29,6 +29,7 @@ def main(params: Params) -> None:
         from vtp.reporting.curves import plot, read_csv
         from vtp.reporting.page import StageReport, write_page
         from vtp.reporting.pictures import captioned, save_png
+        from vtp.reporting.statistics import plot_statistics
         from vtp.tracking import publish
 
         reports = ROOT / "reports"
@@ -37,10 +38,11 @@ def main(params: Params) -> None:
         summary = {"objective": objective, **numbers["tokenizer"], **numbers["generation"]}
         data = Prepared.open(ROOT / "data" / "prepare", Scratch.of(run.work, params.run.cache_gigabytes))
         pictures = reports / "pictures"
-        shown = torch.arange(32) * len(data.train) // 32
+        shown = torch.arange(64) * len(data.train) // 64
         save_png(
             pictures / "data.png", captioned(data.train.rows(shown)["images"], [data.train.caption(int(i)) for i in shown], 8)
         )
+        plot_statistics(pictures / "statistics.png", load_json(ROOT / "data" / "prepare" / "statistics.json"))
         shutil.copyfile(ROOT / "data" / "evaluate_tokenizer" / "reconstructions.png", pictures / "reconstructions.png")
         shutil.copyfile(ROOT / "data" / "evaluate_generation" / "samples.png", pictures / "samples.png")
         curves = {}
@@ -54,7 +56,7 @@ def main(params: Params) -> None:
             title="Open VTP",
             summary=summary,
             stages=[StageReport(name, values, curves.get(name)) for name, values in numbers.items()],
-            pictures=[pictures / f"{name}.png" for name in ("data", "reconstructions", "samples")],
+            pictures=[pictures / f"{name}.png" for name in ("data", "statistics", "reconstructions", "samples")],
             parameters=run.parameters,
         )
         # Under the names that the stages use themselves, so that each figure is one column, from the cache or not.

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 from vtp.config import ROOT, Params
 from vtp.run import entry, open_run
+
+log = logging.getLogger(__name__)
 
 
 def main(params: Params) -> None:
@@ -19,6 +23,12 @@ def main(params: Params) -> None:
         device = start(params.run)
         options = params.evaluate.metric_network
         data = Prepared.open(ROOT / "data" / "prepare", Scratch.of(run.work, params.run.cache_gigabytes))
+        if not data.labelled:
+            log.info("the data has no labels to train a metric network on; evaluate.features=inception does without")
+            with run.out():
+                write_csv(ROOT / "reports" / "curves" / "metric_network.csv", [])
+            run.metrics("metric_network", {"step": 0, "loss": None})
+            return
         network = MetricNetwork(options.model, num_classes=data.num_classes, image_size=params.data.image_size, seed=params.seed)
         task = TrainMetricNetwork(options, network, image_size=params.data.image_size, microbatch=params.run.microbatch)
         batches = Batches(data.train, batch=options.batch, seed=params.seed, workers=params.run.workers)

@@ -53,6 +53,18 @@ def pin(overrides: tuple[str, ...]) -> None:
 
 
 @main.command()
+@click.option("--rows", type=click.IntRange(min=0), default=20, show_default=True, help="Rows to print below the counts.")
+def quarantine(rows: int) -> None:
+    """Print what `prepare` put aside: how many rows for which reason, and the first of them."""
+    from vtp.data.prepare import quarantined
+
+    counts, first = quarantined(ROOT / "data" / "prepare", rows)
+    click.echo("\n".join(f"{count:>8}  {split:<10}  {reason}" for (split, reason), count in counts.items()) or "nothing")
+    for row in first:
+        click.echo(f"{row['split']}  {row['file'] or ''}  {row['key'] or ''}: {row['reason']}")
+
+
+@main.command()
 def results() -> None:
     """Print the table of results and where the pictures are."""
     from vtp.reporting.summary import console_table

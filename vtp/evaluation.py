@@ -37,6 +37,8 @@ def describer(features: str, folder: Path, device: torch.device) -> Describe:
     """The network in whose features pictures are compared: the one trained here, or Inception from disk."""
     if features == "inception":
         return inception(device)
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder} holds no metric network, because the data has no labels; use evaluate.features=inception.")
     return MetricNetwork.from_pretrained(folder).to(device).describe
 
 
@@ -44,8 +46,11 @@ def understanding(tokenizer: VisualTokenizer, data: Prepared, params: EvaluatePa
     """Zero-shot and linear-probe accuracy on the validation pictures, each also by factor where classes have factors.
 
     The trunk's feature is the class token beside the mean of the patches; the bottleneck's is the mean latent, all that a
-    diffusion transformer is given. Zero-shot numbers are None for a tokenizer that cannot be asked in words.
+    diffusion transformer is given. Zero-shot numbers are None for a tokenizer that cannot be asked in words, and all are for data
+    without labels.
     """
+    if not data.labelled:
+        return {"num_classes": 0, **dict.fromkeys(("zero_shot_top1", "linear_probe_top1", "linear_probe_bottleneck_top1"))}
     classes = data.classes
     factors = sorted(classes[0].factors)
     values: Values = {"num_classes": len(classes)}

@@ -13,6 +13,7 @@ from vtp.config_data import DataParams, ParquetColumns, WebDatasetMembers
 from vtp.data.prepare import How
 from vtp.data.shards import ClassInfo
 from vtp.data.sources import Row
+from vtp.data.sources.base import Scope
 
 CLASSES = [
     ClassInfo("red star", {"colour": "red"}),
@@ -67,7 +68,7 @@ class Stub:
     lengths: dict[str, int]
     changes: dict[tuple[str, int], dict[str, object]]
     captioned: bool = True
-    keys_differ: bool = True
+    keys_apart: Scope = "all"
 
     def __post_init__(self) -> None:
         self.classes = CLASSES

@@ -105,7 +105,7 @@ def _make(work: Work, split: str, run: Run) -> None:
 
     with tqdm(total=len(jobs), desc=f"prepare {split}", unit="shard", disable=None) as bar:
         again: dict[int, dict[int, list[str]]] = {}
-        if work.source.keys_differ:
+        if work.source.keys_apart != "part":
             for number, row in duplicates.repeated(reported(bar), work.folder / PARTS / "keys"):
                 again.setdefault(number, {})[row] = [contract.REPEATED_KEY]
         else:
@@ -172,6 +172,20 @@ def _put_together(work: Work, split: str) -> dict[str, Any]:
     for path in _parts(work, split, "bad.json"):
         counts.update(_reasons(load_json(path)))
     return facts | {"broken": dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))}
+
+
+def quarantined(folder: Path, rows: int) -> tuple[dict[tuple[str, str], int], list[dict[str, str]]]:
+    """What was put aside in prepared data: counts by (split, reason), the largest first, and the first rows."""
+    import pyarrow.parquet as pq
+
+    counts: Counter[tuple[str, str]] = Counter()
+    first: list[dict[str, str]] = []
+    with pq.ParquetFile(folder / "quarantine.parquet") as file:
+        for batch in file.iter_batches():
+            found = batch.to_pylist()
+            counts.update((row["split"], reason) for row in found for reason in row["reason"].split("; "))
+            first += found[: rows - len(first)]
+    return dict(counts.most_common()), first
 
 
 def _write_quarantine(work: Work) -> None:

@@ -299,10 +299,17 @@ def _close(shards: dict[int, _Open]) -> None:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A folder of prepared data."""
+    """A folder of prepared data.
+
+    Attributes:
+        classes: by label; a single one if the data has no labels.
+        captioned, labelled: whether every row has a caption, and a label that means something.
+    """
 
     classes: list[ClassInfo]
     image_size: int
+    captioned: bool
+    labelled: bool
     train: Split
     validation: Split
 
@@ -310,10 +317,19 @@ class Prepared:
     def num_classes(self) -> int:
         return len(self.classes)
 
+    def check_captions(self, objective: str) -> None:
+        """Stop before a training that would need captions.
+
+        Raises:
+            ValueError: the objective of pre-training has contrast with captions in it, and there are none.
+        """
+        if "clip" in objective and not self.captioned:
+            raise ValueError(f"pretrain.objective={objective} needs captions, and the data has none; use ssl+ae.")
+
     @classmethod
     def open(cls, folder: Path, scratch: Scratch | None = None) -> Prepared:
         """Both splits of a folder that `prepare` wrote; checks that its files are there with their sizes, not their checksums."""
         manifest = read_manifest(folder, verify=False)
         classes = [ClassInfo(**entry) for entry in load_json(folder / "classes.json")]
         train, validation = (Split(folder, split, scratch) for split in SPLITS)
-        return cls(classes, manifest["image_size"], train, validation)
+        return cls(classes, manifest["image_size"], manifest["captioned"], manifest["labelled"], train, validation)

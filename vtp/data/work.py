@@ -111,7 +111,7 @@ class Work:
     def schema(self, seen: Seen | None) -> Schema:
         """The contract of a split's rows."""
         names = [entry.name for entry in self.source.classes]
-        return contract.row_schema(names, captioned=self.captioned, keys_differ=self.source.keys_differ, seen=seen)
+        return contract.row_schema(names, captioned=self.captioned, keys_differ=self.source.keys_apart == "all", seen=seen)
 
     @cached_property
     def templates(self) -> tuple[str, ...]:
@@ -149,13 +149,13 @@ def make_shard(work: Work, job: Job) -> Report:
             kept = [number not in reasons for number in frame.index]
             frames.append(frame[kept])
             tally.count(frames[-1], [look.levels for look, good in zip(looks, kept, strict=True) if good], rows=len(rows))
-            for row, look, caption, number in zip(rows, looks, frame["caption"], frame.index, strict=True):
+            for row, look, number in zip(rows, looks, frame.index, strict=True):
                 if number in reasons:
                     reason = "; ".join(reasons[number])
                     bad.append({"split": job.split, "file": row.file, "key": row.key, "reason": reason})
                 elif look.stored:
                     name = None if row.label is None else work.classes[row.label].name
-                    about = {**row.factors, "caption": caption, "label": row.label, "class_name": name}
+                    about = {**row.factors, "caption": work.caption(row), "label": row.label, "class_name": name}
                     yield str(row.key), look.stored[1], look.stored[0], about
 
     if work.data.mode == "copy":

@@ -53,6 +53,10 @@ STAGES: dict[str, tuple[str, str]] = {
 
 PICTURES: dict[str, tuple[str, str]] = {
     "data": ("The data", "Training pictures and their captions."),
+    "statistics": (
+        "What the data is like",
+        "Lengths of the captions, sizes and shapes as the pictures came, balance of the classes.",
+    ),
     "reconstructions": (
         "Reconstructions",
         "Validation pictures, what the pre-trained decoder makes of their latents, and what the fine-tuned one does.",

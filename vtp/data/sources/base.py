@@ -7,13 +7,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from vtp.config import DataParams
 from vtp.data import captions, contract
 from vtp.data.shards import ClassInfo
+
+Scope = Literal["all", "split", "part"]
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,12 @@ class Source(Protocol):
     Attributes:
         captioned: whether rows have captions of their own.
         classes: the known classes, by label; empty if rows have no labels.
-        keys_differ: whether no two rows should have one key; otherwise no two of a part.
+        keys_apart: within what no two rows should have one key: all of the data, a split, or a part.
     """
 
     captioned: bool
     classes: list[ClassInfo]
-    keys_differ: bool
+    keys_apart: Scope
 
     def parts(self, split: str) -> int:
         """Number of parts of a split; each becomes a shard."""
@@ -71,7 +73,7 @@ class Numbered:
         chosen: for each split, row numbers in ascending order.
     """
 
-    keys_differ = True
+    keys_apart: Scope = "all"
 
     def __init__(self, data: DataParams, labels: Mapping[str, np.ndarray]) -> None:
         """Choose rows as `data.train_samples` and `data.validation_samples` say, spread evenly over all and over the labels.

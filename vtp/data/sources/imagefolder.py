@@ -12,7 +12,7 @@ import numpy as np
 
 from vtp.config import DataParams
 from vtp.data.shards import ClassInfo
-from vtp.data.sources.base import Numbered, Row, folder_names, key_of
+from vtp.data.sources.base import Numbered, Row, Scope, folder_names, key_of
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
 """Of files that are taken for pictures; what is in them is another matter. Compared in lower case."""
@@ -53,6 +53,8 @@ class ImageFolder(Numbered):
     Raises:
         ValueError: no pictures, files that do not fit each other, more rows wanted than there are.
     """
+
+    keys_apart: Scope = "split"  # files are often counted from 0 in each
 
     def __init__(self, data: DataParams) -> None:
         import pyarrow as pa

@@ -8,14 +8,14 @@ import numpy as np
 
 from vtp.config import DataParams
 from vtp.data.shards import ClassInfo
-from vtp.data.sources.base import Row
+from vtp.data.sources.base import Row, Scope
 
 
 class Scenes:
     """Pictures rendered here, as PNG: row i of a split is a function of (seed, split, i)."""
 
     captioned = True
-    keys_differ = True
+    keys_apart: Scope = "all"
 
     def __init__(self, data: DataParams, seed: int) -> None:
         from vtp.data import scenes

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from vtp.config import DataParams
 from vtp.data import remote, tars
 from vtp.data.shards import ClassInfo
-from vtp.data.sources.base import Row, key_of, listed_names, whole_number
+from vtp.data.sources.base import Row, Scope, key_of, listed_names, whole_number
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 MOST_BYTES = 2**27
@@ -33,7 +33,7 @@ class WebDataset:
         ValueError: no tars, a training tar that is for validation, too, or labels without names.
     """
 
-    keys_differ = False  # tars written apart often count their samples from 0
+    keys_apart: Scope = "part"  # tars written apart often count their samples from 0
 
     def __init__(self, data: DataParams) -> None:
         self.caption, self.label = data.webdataset.caption, data.webdataset.label
