@@ -119,3 +119,35 @@ def test_of_this_pipeline_every_stage_but_the_report_is_run():
     assert "report" not in order
     assert order.index("pretrain") < order.index("extract_latents") < order.index("train_dit") < order.index("sample")
     assert set(order) | {"report"} == set(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+
+
+def test_a_teacher_is_trained_first_and_once_and_its_folder_is_pinned(shop, tmp_path, monkeypatch):
+    made = direct.ROOT / "stages" / "first.py"
+    text = made.read_text().replace("first", "pretrain")
+    (tmp_path / "pretrain.body").write_text("")
+    (direct.ROOT / "stages" / "pretrain.py").write_text(
+        text + 'for name in ("config.json", "model.safetensors"):\n    (out / name).write_text("x")\n'
+    )
+    (direct.ROOT / "stages" / "prepare.py").write_text(made.read_text().replace("first", "prepare"))
+    (tmp_path / "prepare.body").write_text("")
+    stages = yaml.safe_load((direct.ROOT / "dvc.yaml").read_text())["stages"]
+    for name in ("pretrain", "prepare"):
+        stages[name] = json.loads(json.dumps(stages["first"]).replace("first", name).replace('"pretrain"]', '"pretrain"]'))
+    stages["prepare"]["params"] = ["seed"]
+    del stages["first"], stages["last"]
+    (direct.ROOT / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    study = planned(
+        tmp_path,
+        grid={"objective": ["vavae", "frozen"], "pretrain_steps": [10]},
+        teacher={"objective": "ssl+ae", "pretrain_steps": [30][0]},
+    )
+    taught = Workshop(direct.ROOT, study)
+    taught.open()
+    for cell in study.cells:
+        taught.run(cell)
+        params = yaml.safe_load((taught.copy / "params.yaml").read_text())["pretrain"]
+        folder = params["align"]["teacher"] or params["init_from"]
+        assert folder.endswith("/data/pretrain")
+        pinned = json.loads((taught.copy / "data" / "inputs" / "tokenizer.json").read_text())
+        assert pinned["path"] == folder
+    assert ran(tmp_path) == "prepare pretrain pretrain pretrain"

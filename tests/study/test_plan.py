@@ -99,7 +99,7 @@ def test_only_some_objectives(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"grids": []}, "a study has the keys about, recipe, set, grid; look at .*grids"),
+        ({"grids": []}, "a study has the keys about, recipe, set, grid, teacher; look at .*grids"),
         ({"grid": {"objectiv": ["ae"]}}, "grid.objectiv is not an axis; axes are objective, pretrain_steps"),
         ({"grid": {"objective": "ae"}}, "grid.objective must be a list of values, not 'ae'"),
         ({"grid": {"objective": []}}, "grid.objective must be a list"),
@@ -130,4 +130,30 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize("file", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda file: file.stem)
 def test_the_studies_that_come_along_can_be(file):
     study = plan.read(file)
-    assert len({cell.name for cell in study.cells}) == len(study.cells) > 2
+    assert len({cell.name for cell in study.cells}) == len(study.cells) > 1
+
+
+TAUGHT = {"grid": {"objective": ["ae", "vavae", "frozen"], "pretrain_steps": [10]}}
+
+
+def test_a_teacher_is_named_where_one_is_needed_and_nowhere_else(tmp_path):
+    study = planned(tmp_path, **TAUGHT, teacher={"objective": "ssl+ae", "pretrain_steps": 30})
+    plain, vavae, frozen = (cell.tree["pretrain"] for cell in study.cells)
+    assert (vavae["objective"], vavae["align"]["teacher"], vavae["init_from"]) == ("ae+align", plan.TEACHER, None)
+    assert (frozen["objective"], frozen["frozen"], frozen["init_from"]) == ("ae", True, plan.TEACHER)
+    assert (plain["init_from"], plain["align"]["teacher"]) == (None, None)
+    assert study.teacher is not None
+    assert study.teacher.name == "ssl+ae_30"
+    other = planned(tmp_path, **TAUGHT, teacher={"objective": "ssl+ae", "pretrain_steps": 40})
+    assert [a.key == b.key for a, b in zip(study.cells, other.cells, strict=True)] == [True, False, False]
+
+
+def test_a_teacher_may_be_a_folder(tmp_path):
+    study = planned(tmp_path, **TAUGHT, teacher="/a/tokenizer")
+    assert study.teacher is None
+    assert study.cells[1].tree["pretrain"]["align"]["teacher"] == "/a/tokenizer"
+
+
+def test_without_a_teacher_the_cell_that_needs_one_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"the cell objective=vavae, .* cannot be: pretrain.align.teacher=None"):
+        planned(tmp_path, **TAUGHT)

@@ -7,10 +7,13 @@ fingerprint is the one its checkpoints lie under: code, parameters and inputs.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from vtp.artifacts import folder_aside, load_json
 from vtp.config import ROOT, parse
 from vtp.provenance import Stage, fingerprint, ingredients
 from vtp.stopping import DIVERGED, EXIT_STATUS
-from vtp.study.plan import Cell, Study
+from vtp.study.plan import TEACHER, Cell, Study
 from vtp.study.process import Failure, Outcome, Stopped, supervise
 
 log = logging.getLogger(__name__)
@@ -37,7 +40,7 @@ class Workshop:
     """The copy of the code in which a study's stages run, and the shelf on which their outs are kept."""
 
     def __init__(self, main: Path, study: Study) -> None:
-        self.study = study.name
+        self.study, self.teacher = study.name, study.teacher
         self.copy = main / "runs" / "copies" / study.name
         self.shelf = main / "runs" / "studies" / "stages"
         self.log = main / "runs" / "studies" / f"{study.name}.log"
@@ -58,8 +61,8 @@ class Workshop:
             Failure: a stage ended badly; what was done until then is kept.
             Stopped: the running stage was asked to stop.
         """
-        with artifacts.aside(self.copy / "params.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(cell.tree | {"run": self._how(cell)}, sort_keys=False))
+        cell = self._taught(cell)
+        self._write(cell)
         numbers: dict[str, Any] = {}
         outs: dict[str, Path] = {}
         for stage in order(self.copy):
@@ -87,13 +90,31 @@ class Workshop:
             (self.copy / path).symlink_to(kept / path)
         return kept
 
+    def _taught(self, cell: Cell) -> Cell:
+        """The cell with the folder of the study's teacher in its parameters, where it needs one; the teacher is trained now."""
+        if self.teacher is None or TEACHER not in _values(cell.tree["pretrain"]):
+            return cell
+        self._write(self.teacher)
+        folder = [self._stage(stage, self.teacher) for stage in ("prepare", "pretrain")][-1] / "data" / "pretrain"
+        tree = json.loads(json.dumps(cell.tree).replace(json.dumps(TEACHER), json.dumps(str(folder))))
+        return dataclasses.replace(cell, tree=tree)
+
+    def _write(self, cell: Cell) -> None:
+        """Put the parameters of a cell into the copy, and the pin of the tokenizer it is given, if any."""
+        from vtp.data.pins import write_given_pin
+        from vtp.models.pretrained import FILES
+
+        with artifacts.aside(self.copy / "params.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(cell.tree | {"run": self._how(cell)}, sort_keys=False))
+        write_given_pin("tokenizer", parse(cell.tree).given_tokenizer, FILES, self.copy / "data" / "inputs")
+
     def _how(self, cell: Cell) -> dict[str, Any]:
         """The parameters of `run`: variants do not wait for each other's unfinished work, and are called by their cell."""
         return cell.tree["run"] | {"alongside": True, "name": f"{self.study}-{cell.name}"}
 
     def _execute(self, name: str, cell: Cell) -> None:
         command = [sys.executable, "-m", f"stages.{name}"]
-        status, said = supervise(command, self.copy, self.log, f"{cell.name}: {name}", PYTHONPATH=str(self.copy))
+        status, said = supervise(command, self.copy, self.log, f"{cell.name}: {name}")
         if status == EXIT_STATUS:
             raise Stopped
         if status:
@@ -126,6 +147,11 @@ def order(checkout: Path) -> list[str]:
     for name in stages:
         visit(name)
     return [name for name in found if name != REPORT]
+
+
+def _values(tree: Any) -> Iterator[Any]:
+    for value in tree.values():
+        yield from _values(value) if isinstance(value, dict) else (value,)
 
 
 def _made(checkout: Path, name: str) -> list[Path]:

@@ -35,11 +35,13 @@ class Experiments:
     """DVC experiments of a checkout, one for each cell: `<study>-<cell>`."""
 
     def __init__(self, main: Path, study: Study) -> None:
-        self.main, self.study = main, study.name
+        self.main, self.study, self.teacher = main, study.name, study.teacher
         self.log = main / "runs" / "studies" / f"{study.name}.log"
         self.fetched = main / "runs" / "studies" / "fetched"
 
     def open(self) -> None:
+        if self.teacher is not None:
+            raise ConfigError("a teacher is trained by `study run --direct` only; name the folder of a tokenizer, and pin it.")
         if not shutil.which("dvc"):
             raise ConfigError("there is no program dvc here; `study run --direct` runs the stages without it.")
         if not (self.main / ".git").exists():

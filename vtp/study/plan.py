@@ -6,6 +6,7 @@ set: {dit.steps: 4000}              # further values, dotted keys
 grid:                               # a product of lists, or a list of products; what a product does not name stays as set
   objective: [ae, clip+ssl+ae]
   pretrain_steps: [500, 1500, 5000]
+teacher: {objective: ssl+ae}        # trained first, for the recipes vavae and frozen; or the folder of a tokenizer
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from vtp.provenance import fingerprint, what_parameters
 Tree = dict[str, Any]
 """All of params.yaml as nested tables."""
 
-KEYS = ("about", "recipe", "set", "grid")
+KEYS = ("about", "recipe", "set", "grid", "teacher")
 OBJECTIVES: tuple[str, ...] = typing.get_args(typing.get_type_hints(PretrainParams)["objective"])
 NUMBERS = {
     "pretrain_steps": ("pretrain.steps", ""),
@@ -36,6 +37,8 @@ NUMBERS = {
 """Axes that are one parameter each: its key, and what its value is called by in a cell's name."""
 PARTS = ("encoder", "decoder")
 """Axes that name a row of `model.sizes`, of which one part is taken; the rest stays that of `model.size`."""
+TEACHER = "/the/teacher/of/this/study"
+"""Stands in a cell's parameters for the folder of a teacher that the study trains itself."""
 AXES = ("objective", *NUMBERS, *PARTS)
 
 
@@ -58,11 +61,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """A plan, expanded. Its name is the stem of its file."""
+    """A plan, expanded. Its name is the stem of its file.
+
+    Attributes:
+        teacher: pre-trained first, and then held up to the cells whose parameters say TEACHER; None where there is no such cell.
+    """
 
     name: str
     about: str
     cells: tuple[Cell, ...]
+    teacher: Cell | None
 
 
 def read(file: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> Study:
@@ -84,15 +92,18 @@ def read(file: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) ->
         raise ConfigError(f"{file}: a study has the keys {', '.join(KEYS)}; look at {odd}.")
     base = _base(file, plan, overrides)
     products = plan["grid"] if isinstance(plan["grid"], list) else [plan["grid"]]
+    named, trained = plan.get("teacher"), None
+    if isinstance(named, dict):
+        trained = _cell(base, next(_expand(file, {axis: [value] for axis, value in named.items()})))
     cells: dict[str, Cell] = {}
     for point in itertools.chain.from_iterable(_expand(file, product) for product in products):
-        cell = _cell(base, point)
+        cell = _cell(base, point, TEACHER if trained else named, trained)
         cells.setdefault(cell.name, cell)
     there = {cell.axes["objective"] for cell in cells.values()}
     if not there.issuperset(only):
         raise ConfigError(f"{file} has no objective {', '.join({*only} - there)}; it has {', '.join(sorted(there))}.")
     kept = tuple(cell for cell in cells.values() if not only or cell.axes["objective"] in only)
-    return Study(file.stem, " ".join(str(plan.get("about", "")).split()), kept)
+    return Study(file.stem, " ".join(str(plan.get("about", "")).split()), kept, trained)
 
 
 def _base(file: Path, plan: Mapping[str, Any], overrides: Sequence[str]) -> Tree:
@@ -124,8 +135,12 @@ def _expand(file: Path, product: Any) -> Iterator[dict[str, Any]]:
         yield dict(zip(product, point, strict=True))
 
 
-def _cell(base: Tree, point: Mapping[str, Any]) -> Cell:
+def _cell(base: Tree, point: Mapping[str, Any], folder: str | None = None, trained: Cell | None = None) -> Cell:
     """The cell at a point; axes that the point does not name are where `base` has them.
+
+    Args:
+        folder: of the teacher, for a cell that needs one and has none.
+        trained: that teacher, if the study trains it.
 
     Raises:
         ConfigError: it cannot be.
@@ -134,6 +149,7 @@ def _cell(base: Tree, point: Mapping[str, Any]) -> Cell:
     axes: dict[str, Any] = {"objective": point.get("objective", base["pretrain"]["objective"])}
     try:
         _put_objective(tree, axes["objective"])
+        taught = _put_teacher(tree, folder)
         for axis, (key, _) in NUMBERS.items():
             if axis in point:
                 recipes.put(recipes.nested(key, point[axis]), tree, f"grid.{axis}")
@@ -152,6 +168,8 @@ def _cell(base: Tree, point: Mapping[str, Any]) -> Cell:
     axes |= {part: point.get(part, base["model"]["size"]) for part in PARTS}
     what = what_parameters(params)
     what["data"]["path"] = None
+    if taught and trained:
+        what["teacher"] = trained.key
     return Cell(_name(axes, base), axes, tree, fingerprint(what))
 
 
@@ -172,6 +190,18 @@ def _put_objective(tree: Tree, value: Any) -> None:
         raise ConfigError(f"objective={value} is neither one of {', '.join(OBJECTIVES)} nor a recipe.")
     for values in recipes.chain(value):
         recipes.put(values, tree, f"recipe {value}")
+
+
+def _put_teacher(tree: Tree, folder: str | None) -> bool:
+    """Name the teacher where one is needed and none is named; whether it is this one."""
+    pretrain = tree["pretrain"]
+    if "align" in pretrain["objective"] and pretrain["align"]["teacher"] is None:
+        pretrain["align"]["teacher"] = folder
+        return True
+    if pretrain["frozen"] and pretrain["init_from"] is None:
+        pretrain["init_from"] = folder
+        return True
+    return False
 
 
 def _put_part(tree: Tree, part: str, row: Any) -> None:

@@ -52,7 +52,7 @@ class Runner(Protocol):
         """
 
 
-def supervise(command: Sequence[str], folder: Path, log: Path, title: str, **environment: str) -> tuple[int, str]:
+def supervise(command: Sequence[str], folder: Path, log: Path, title: str) -> tuple[int, str]:
     """Run a program, its output appended to `log` under `title`: its exit status and the last line it said.
 
     The program and what it starts are a process group of their own. Whatever ends the wait (Ctrl-C, a signal) asks that group to
@@ -66,7 +66,6 @@ def supervise(command: Sequence[str], folder: Path, log: Path, title: str, **env
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env=os.environ | environment,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

@@ -1,0 +1,73 @@
+"""Studies from the command line in a clone: through DVC, and directly with what needs a teacher; killed, resumed, repeated."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.clones import clone, environment, sh
+
+pytestmark = pytest.mark.slow
+
+STUDY = (sys.executable, "-m", "vtp", "study")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    return clone(tmp_path_factory.mktemp("studies") / "project")
+
+
+def records(folder: Path, study: str) -> dict[str, dict]:
+    found = sorted((folder / "docs" / "study" / study).glob("*.json"))
+    return {file.stem: json.loads(file.read_text()) for file in found}
+
+
+def test_variants_run_as_experiments_one_after_another_and_a_second_call_does_nothing(project):
+    said = sh(project, *STUDY, "run", "studies/smoke.yaml", "--only", "ae")
+    assert "3 cells, 3 to run" in said
+    assert "3 done" in said
+    found = records(project, "smoke")
+    assert set(found) == {"ae_4", "ae_8", "ae_12"}
+    flops = [found[name]["pretrain_flops"] for name in ("ae_4", "ae_8", "ae_12")]
+    assert flops[1] == 2 * flops[0]
+    assert flops[2] == 3 * flops[0]
+    for record in found.values():
+        assert record["status"] == "done"
+        assert all(record[name] is not None for name in ("rfd", "gfd", "gfd_guided", "linear_probe_top1", "psnr"))
+        assert record["zero_shot_top1"] is None
+    # What they share was made once, and the longer ones went on from the shorter ones.
+    assert len(list((project / "runs" / "prepare").glob("*/finished.json"))) == 1
+    assert len(list((project / "runs" / "pretrain" / "shared").glob("*/step-*"))) == 3
+    assert sh(project, "git", "status", "--porcelain", "params.yaml") == ""
+
+    start = time.monotonic()
+    assert "3 cells, 0 to run" in sh(project, *STUDY, "run", "studies/smoke.yaml", "--only", "ae")
+    assert time.monotonic() - start < 20
+    assert "wrote" in sh(project, *STUDY, "report")
+    assert "ae_12" in (project / "docs" / "study.md").read_text()
+    assert (project / "docs" / "study" / "smoke" / "figures" / "sheet.png").is_file()
+
+
+def test_the_baselines_run_directly_and_a_study_that_was_stopped_goes_on(project):
+    command = [*STUDY, "run", "studies/smoke-baselines.yaml", "--direct"]
+    running = subprocess.Popen(command, cwd=project, env=environment(), stderr=subprocess.PIPE, text=True)
+    start = time.monotonic()
+    while not list((project / "runs" / "studies" / "stages" / "pretrain").glob("*")):  # the teacher is there
+        assert running.poll() is None
+        assert time.monotonic() - start < 300
+        time.sleep(0.2)
+    assert "runs/studies/lock is held by process" in sh(project, *command, ok=False)
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(60) in (75, -signal.SIGTERM)
+    assert "2 done" in sh(project, *command)
+    found = records(project, "smoke-baselines")
+    assert set(found) == {"vavae_4", "frozen_4"}
+    assert all(record["gfd"] is not None and record["psnr"] > 3 for record in found.values())
+    assert "2 cells, 0 to run" in sh(project, *command)
+    assert "2 done" in sh(project, *STUDY, "status", "studies/smoke-baselines.yaml")
