@@ -58,6 +58,7 @@ def extract(params: Params, run: Run, tokenizer: VisualTokenizer, split: Split, 
     import torch
 
     from vtp import dist
+    from vtp.data.batches import in_order
     from vtp.data.latents import LatentWriter
     from vtp.engine.inference import put_to_work, same_shape
     from vtp.engine.loop import autocast
@@ -69,11 +70,10 @@ def extract(params: Params, run: Run, tokenizer: VisualTokenizer, split: Split, 
     with open_track(run, params.run) as track, torch.inference_mode(), autocast(device):
         writer = LatentWriter(folder, shard_samples=params.latents.shard_samples)
         bar = track.bar(-(-len(mine) // params.latents.batch))
-        for rows in mine.split(params.latents.batch):
-            batch = split.rows(rows)
-            pixels = batch["images"].to(device) / 255
+        for batch in in_order(split, mine, batch=params.latents.batch, workers=params.run.workers):
+            pixels = batch["images"].to(device, non_blocking=True) / 255
             writer.append(encode(pixels), encode(pixels.flip(-1)), batch["labels"])
-            bar.advance(len(rows))
+            bar.advance(len(pixels))
         bar.close()
         writer.finish(statistics_samples=params.latents.statistics_samples, seed=params.seed)
 

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import json
+import sys
+
 import numpy as np
+import pytest
 import torch
 
-from benchmarks import photographs
+from benchmarks import photographs, prepare
 from benchmarks.data import TINY, _paced, all_views, loader, torchvision_views
 from vtp.data.shards import Split
 from vtp.seeding import Draws
@@ -49,6 +53,15 @@ def test_a_waiting_loader_is_measured_as_such() -> None:
 
     timing = _paced(slow(), lambda batch, step, device: None, torch.device("cpu"), warmup=1, runs=3)
     assert timing.milliseconds >= 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("work", ["copy", "index"])
+def test_preparing_is_measured(work: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["benchmark", "--work", work, "--count", "40", "--workers", "1", "--runs", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    prepare.main()
+    assert json.loads((tmp_path / "cpu" / f"data-prepare-{work}.json").read_text())["images_per_second"] > 0
 
 
 def test_the_loader_is_measured(tmp_path) -> None:

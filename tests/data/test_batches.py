@@ -107,3 +107,16 @@ def test_a_process_that_failed_in_the_middle_of_a_stream_ends(prepared: Path) ->
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "diverged" in done.stderr
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batch", [1, 4, 6, 19, 50])
+def test_samples_in_order_come_once_each(prepared: Path, monkeypatch: pytest.MonkeyPatch, workers: int, batch: int) -> None:
+    monkeypatch.setattr(batches, "PIECE", 1)
+    split = Split(prepared, "train")
+    samples = torch.arange(19).flip(0)
+    made = list(batches.in_order(split, samples, batch=batch, workers=workers))
+    assert [len(part["labels"]) for part in made] == [len(part) for part in samples.split(batch)]
+    whole = split.rows(samples)
+    assert all(torch.equal(torch.cat([part[name] for part in made]), whole[name]) for name in whole)
+    assert list(batches.in_order(split, samples[:0], batch=batch, workers=workers)) == []

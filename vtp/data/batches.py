@@ -6,7 +6,7 @@ import atexit
 import itertools
 import multiprocessing
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -52,12 +52,11 @@ class Batches:
     def __init__(
         self, split: Split, *, batch: int, seed: int, workers: int, shards_per_window: int = 8, fraction: float = 1.0
     ) -> None:
-        self.seed, self.workers = seed, workers
+        self.split, self.batch, self.seed, self.workers = split, batch, seed, workers
         # The slice is fixed here, since a loading process may know nothing of ranks.
-        rows = dist.rows(batch)
-        self.pieces = max(1, min(workers, (rows.stop - rows.start) // PIECE))
-        order = Order(split.shard_lengths, seed, shards_per_window, fraction)
-        self.source = _Pieces(split, order, batch, rows, self.pieces)
+        self.rows = dist.rows(batch)
+        self.pieces = _pieces(self.rows.stop - self.rows.start, workers)
+        self.order = Order(split.shard_lengths, seed, shards_per_window, fraction)
 
     def __call__(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps [start, stop): images (b, 3, S, S) uint8, tokens (b, L) int64, labels (b) int64; b = batch / ranks.
@@ -65,31 +64,27 @@ class Batches:
         Raises:
             ValueError: a shard is gone, or has changed since it was prepared.
         """
-        loader = DataLoader(
-            self.source,
-            batch_size=None,
-            sampler=range(start * self.pieces, stop * self.pieces),
-            num_workers=self.workers,
-            worker_init_fn=_begin,
-            prefetch_factor=PREFETCH if self.workers else None,
-            generator=seeding.generator(self.seed, "loader"),  # otherwise it would draw from the global one
-        )
-        if self.workers:
-            _end_at_exit()
-        pieces = iter(loader)
-        batches: Iterator[Batch] = (_join(list(itertools.islice(pieces, self.pieces))) for _ in range(start, stop))
-        if self.source.split.remote:
+        pieces = _Pieces(self.split, self._samples, self.split.store_size)
+        batches = _loaded(pieces, range(start, stop), self.pieces, self.workers)
+        if self.split.remote:
             batches = self._fetching(batches, start)
         return _ahead(batches) if self.workers else batches
 
+    def _samples(self, number: int) -> Tensor:
+        """Samples of piece `number` of the stream: part number % pieces of step number // pieces."""
+        step, piece = divmod(number, self.pieces)
+        count = self.rows.stop - self.rows.start
+        first = step * self.batch + self.rows.start
+        return self.order.positions(*(first + count * part // self.pieces for part in (piece, piece + 1)))
+
     def _fetching(self, batches: Iterator[Batch], start: int) -> Iterator[Batch]:
         """The same batches; meanwhile the tars of the next window are fetched. Who reads a tar that is not here reports why."""
-        source, coming = self.source, list[int]()
+        coming = list[int]()
         with ThreadPoolExecutor(FETCHERS) as pool:
             for step in itertools.count(start):
-                if (now := source.order.coming(step * source.batch)) != coming:
+                if (now := self.order.coming(step * self.batch)) != coming:
                     for shard in now:
-                        pool.submit(source.split.fetch, shard)
+                        pool.submit(self.split.fetch, shard)
                     coming = now
                 batch = next(batches, None)
                 if batch is None:
@@ -97,21 +92,55 @@ class Batches:
                 yield batch
 
 
-class _Pieces(Dataset):
-    """Piece i is part i % pieces of step i // pieces. Errors are handed over, as a process would wrap them in its traceback."""
+def in_order(split: Split, samples: Tensor, *, batch: int, workers: int) -> Iterator[Batch]:
+    """These samples (n) int64, each once and in this order, as the models see them (`image_size`); the last batch may be smaller.
 
-    def __init__(self, split: Split, order: Order, batch: int, rows: slice, pieces: int) -> None:
-        self.split, self.order, self.batch, self.rows, self.pieces = split, order, batch, rows, pieces
+    Args:
+        workers: loading processes; 0 decodes in this one.
+    """
+    pieces = _pieces(batch, workers)
+
+    def part(number: int) -> Tensor:
+        rows = samples[number // pieces * batch :][:batch]
+        return rows.tensor_split(pieces)[number % pieces]
+
+    batches = _loaded(_Pieces(split, part, split.image_size), range(-(-len(samples) // batch)), pieces, workers)
+    return _ahead(batches) if workers else batches
+
+
+class _Pieces(Dataset):
+    """Pieces of batches by number. Errors are handed over, as a process would wrap them in its traceback."""
+
+    def __init__(self, split: Split, samples: Callable[[int], Tensor], side: int) -> None:
+        self.split, self.samples, self.side = split, samples, side
 
     def __getitem__(self, number: int) -> Batch | ValueError:
-        step, piece = divmod(number, self.pieces)
-        count = self.rows.stop - self.rows.start
-        first = step * self.batch + self.rows.start
-        start, stop = (first + count * part // self.pieces for part in (piece, piece + 1))
         try:
-            return self.split.rows(self.order.positions(start, stop), self.split.store_size)
+            return self.split.rows(self.samples(number), self.side)
         except ValueError as error:
             return error
+
+
+def _pieces(rows: int, workers: int) -> int:
+    """Into how many pieces so many rows are divided."""
+    return max(1, min(workers, rows // PIECE))
+
+
+def _loaded(source: _Pieces, batches: range, pieces: int, workers: int) -> Iterator[Batch]:
+    """Batches of these numbers, each of `pieces` pieces, decoded by `workers` processes that start now."""
+    loader = DataLoader(
+        source,
+        batch_size=None,
+        sampler=range(batches.start * pieces, batches.stop * pieces),
+        num_workers=workers,
+        worker_init_fn=_begin,
+        prefetch_factor=PREFETCH if workers else None,
+        generator=seeding.generator(0, "loader"),  # otherwise it would draw from the global one; nothing depends on it
+    )
+    if workers:
+        _end_at_exit()
+    stream = iter(loader)
+    return (_join(list(itertools.islice(stream, pieces))) for _ in batches)
 
 
 def _begin(worker: int) -> None:
