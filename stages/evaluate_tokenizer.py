@@ -11,6 +11,7 @@ def main(params: Params) -> None:
         import torch
 
         from vtp import dist, evaluation
+        from vtp.artifacts import MANIFEST, digest
         from vtp.data.shards import Prepared, Scratch
         from vtp.engine.loop import autocast
         from vtp.engine.session import open_track, start
@@ -35,7 +36,7 @@ def main(params: Params) -> None:
             shown = data.validation.rows(torch.arange(16))["images"].to(device) / 255
             rebuilt = [model.decode(model.encode(shown)).clamp(0, 1) for model in (before, after)]
         rows = zip(("originals", "before the GAN", "after the GAN"), (shown, *rebuilt), strict=True)
-        with run.out() as folder:
+        with run.out({"evaluated": digest(ROOT / "data" / "finetune_decoder" / MANIFEST)}) as folder:
             if dist.is_main():
                 save_png(folder / "reconstructions.png", labelled_rows(list(rows)))
                 save_png(folder / "strip.png", grid(torch.cat([shown[:8], rebuilt[1][:8]]), 8))

@@ -39,9 +39,9 @@ def main(params: Params) -> None:
         end = train(task, batches, run, params.run, seed=params.seed, device=device)
         tokenizer.decoder.load_state_dict(task.averaged.state_dict())
         assert tensors_digest(frozen_part(tokenizer.state_dict())) == before, "the frozen part of the tokenizer changed"
-        with run.out({"frozen_sha256": before}) as folder:
+        with run.out({"frozen_sha256": before, "given": given}) as folder:
             if dist.is_main():
-                tokenizer.save_pretrained(folder, Card.of_stage("finetune_decoder", given, end.history[-1]))
+                tokenizer.save_pretrained(folder, Card.of_pipeline(given, "finetune_decoder", end.history[-1]))
                 write_csv(ROOT / "reports" / "curves" / "finetune_decoder.csv", end.history)
         run.metrics("finetune_decoder", end.history[-1])
 

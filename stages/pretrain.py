@@ -49,7 +49,7 @@ def main(params: Params) -> None:
             history, numbers = end.history, {**end.history[-1], "pretrain_flops": end.flops * params.pretrain.steps}
         with run.out({"given": begun}) as folder:
             if dist.is_main():
-                tokenizer.save_pretrained(folder, Card.of_stage("pretrain", begun, history[-1] if history else {}))
+                tokenizer.save_pretrained(folder, Card.of_pipeline(begun, "pretrain", history[-1] if history else {}))
                 write_csv(ROOT / "reports" / "curves" / "pretrain.csv", history)
         millions = {
             f"{name}_million_parameters": round(sum(p.numel() for p in part.parameters()) / 1e6, 3)

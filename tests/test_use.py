@@ -128,6 +128,25 @@ def test_a_folder_in_the_published_layout_is_used_the_same_way(vtp, project):
         vtp("classify", "wide.png", "--labels", "a,b", "--tokenizer", oracle)
 
 
+def test_the_tokenizer_is_given_away_with_what_was_measured_of_it(vtp, project):
+    folder = project / "data" / "finetune_decoder"
+    artifacts.write_manifest(folder, {"stage": "finetune_decoder", "given": False})
+    evaluated = {"evaluated": artifacts.digest(folder / artifacts.MANIFEST)}
+    artifacts.save_json(project / "data" / "evaluate_tokenizer" / artifacts.MANIFEST, evaluated)
+    artifacts.save_json(project / "reports" / "tokenizer.json", {"psnr": 21.5, "psnr_before_gan": 20.0, "zero_shot_top1": None})
+    assert "wrote away" in vtp("export-tokenizer", "--out", "away")
+    card = (project / "away" / "README.md").read_text()
+    assert "| held-out pictures: psnr | 21.5 |" in card
+    assert "license: apache-2.0" in card
+    assert "before_gan" not in card
+    weights = [path / "model.safetensors" for path in (folder, project / "away")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    artifacts.write_manifest(folder, {"stage": "finetune_decoder", "given": True})  # another tokenizer since
+    with pytest.raises(ValueError, match="evaluation is of another tokenizer"):
+        vtp("export-tokenizer", "--out", "again")
+    (folder / artifacts.MANIFEST).unlink()
+
+
 def test_an_unknown_class_gets_the_nearest_names():
     with pytest.raises(ValueError, match="no class 'red stra' among 2; near are red star"):
         use.class_number("red stra", [ClassInfo(name="red star", factors={}), ClassInfo(name="blue ring", factors={})])

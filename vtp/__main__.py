@@ -156,7 +156,8 @@ def generate(label: str | None, count: int, seed: int, out: Path | None) -> None
     from vtp.reporting.pictures import captioned, save_png
 
     classes = _classes("the diffusion transformer was trained on its classes")
-    spread = [i * len(classes) // count for i in range(count)]
+    step = max(1, len(classes) // count)  # not the same place of every stretch: classes may be sorted by what they share
+    spread = [(i * len(classes) // count + i % step) % len(classes) for i in range(count)]
     numbers = spread if label is None else [use.class_number(label, classes)] * count
     pictures = use.generated(ROOT / "data", numbers, load().sample, seed)
     out = out or Path("generated.png")
@@ -172,6 +173,22 @@ def _classes(why: str) -> list[ClassInfo]:
     if not file.is_file():
         raise ConfigError(f"{file} is missing; `dvc repro prepare` makes it ({why}).")
     return [ClassInfo(**entry) for entry in load_json(file)]
+
+
+@main.command(name="export-tokenizer")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+def export_tokenizer(out: Path) -> None:
+    """Write the tokenizer trained here as a folder to give away: the published layout, and a card of what was measured."""
+    from vtp import use
+    from vtp.artifacts import read_manifest
+    from vtp.models.card import Card
+    from vtp.models.tokenizer import VisualTokenizer
+
+    folder = ROOT / "data" / "finetune_decoder"
+    given = read_manifest(folder, verify=False)["given"]
+    card = Card.of_pipeline(given, "held-out pictures", use.measured(ROOT / "data", ROOT / "reports"))
+    VisualTokenizer.from_pretrained(folder).save_pretrained(out, card)
+    click.echo(f"wrote {out}")
 
 
 @main.command(name="import-dit")

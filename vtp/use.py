@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vtp import sampling, seeding
-from vtp.artifacts import load_json
+from vtp.artifacts import MANIFEST, digest, load_json
 from vtp.config import SampleParams
 from vtp.data.latents import carries_statistics, load_statistics
 from vtp.data.pictures import Unusable, centre_crop, decode
@@ -35,6 +35,8 @@ def inside(path: Path) -> dict[str, str]:
     Raises:
         ValueError: there is neither, or what is there is broken.
     """
+    if not path.exists():
+        raise ValueError(f"{path} is not there; give the folder of a tokenizer or a diffusion transformer, or --hub and a name.")
     config = {} if path.is_file() else load_json(path / "config.json")
     if "model_type" in config:
         tokenizer = VisualTokenizer.from_pretrained(path)
@@ -69,6 +71,18 @@ def _described(options: TokenizerOptions) -> dict[str, str]:
     if odd := misread(options):
         facts["elsewhere"] = f"the published inference code would decode it wrongly: {'; '.join(odd)}"
     return facts
+
+
+def measured(data: Path, reports: Path) -> dict[str, float | None]:
+    """What the evaluation found on held-out pictures of the tokenizer in `data`/finetune_decoder, by name.
+
+    Raises:
+        ValueError: there is no evaluation, or it is another tokenizer's.
+    """
+    evaluated = load_json(data / "evaluate_tokenizer" / MANIFEST).get("evaluated")
+    if evaluated != digest(data / "finetune_decoder" / MANIFEST):
+        raise ValueError("the evaluation is of another tokenizer; `dvc repro evaluate_tokenizer` measures this one.")
+    return {name: value for name, value in load_json(reports / "tokenizer.json").items() if not name.endswith("_before_gan")}
 
 
 def read_pictures(files: Sequence[Path], size: int) -> Tensor:

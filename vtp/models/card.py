@@ -23,16 +23,17 @@ class Card:
     metrics: Mapping[str, float | int | None] = field(default_factory=dict)
 
     @classmethod
-    def of_stage(cls, stage: str, given: bool, numbers: Mapping[str, float | int | None]) -> Card:
-        """The card of what a stage of the pipeline exports.
+    def of_pipeline(cls, given: bool, where: str, numbers: Mapping[str, float | int | None]) -> Card:
+        """The card of a tokenizer from this project's pipeline.
 
         Args:
-            given: whether the weights began as somebody else's; then theirs is the license, and nobody here knows it.
-            numbers: of the last step.
+            given: whether its weights began as somebody else's; then theirs is the license, and nobody here knows it.
+            where: what the numbers are of: a training (at its last step), or held-out pictures.
         """
         begun = " It began with weights from outside, whose terms hold for it." if given else ""
-        origin = f"Exported by the stage `{stage}` of the Open VTP pipeline.{begun}"
-        return cls(origin, "other" if given else "apache-2.0", {f"{stage}: {name}": value for name, value in numbers.items()})
+        origin = f"Made by the pipeline of Open VTP.{begun}"
+        measured = {f"{where}: {name}": value for name, value in numbers.items() if not name.endswith("gradient_norm")}
+        return cls(origin, "other" if given else "apache-2.0", measured)
 
 
 def render(card: Card, options: TokenizerOptions, parameters: Mapping[str, int]) -> str:
