@@ -40,12 +40,13 @@ def plot_statistics(path: Path, facts: Mapping[str, Any]) -> None:
         aspects = np.linspace(-4, 4, len(counts["shape"]))
         _steps(panels[1, 0], aspects, counts["shape"], split, colour)
         classes = np.sort(np.array(facts[split]["pictures_per_class"]["all"]))[::-1]
-        panels[1, 1].plot(np.arange(1, len(classes) + 1), classes, color=colour, linewidth=1.6, label=split)
+        shares = classes / max(classes.sum(), 1)
+        panels[1, 1].plot(np.arange(1, len(classes) + 1), shares, color=colour, linewidth=1.6, label=split)
     _dress(panels[0, 0], "caption length", "ids, start and end included")
     _dress(panels[0, 1], "short side as it came", "pixels")
     _dress(panels[1, 0], "shape", "log2 of width over height")
-    _dress(panels[1, 1], "balance", "classes, the largest first", "pictures")
-    panels[1, 1].set_yscale("symlog")
+    _dress(panels[1, 1], "balance", "classes, the largest first")
+    panels[1, 1].set_ylim(bottom=0)
     with aside(path) as temporary:
         canvas.print_figure(temporary, format="png", metadata={"Software": None}, facecolor="white")
 
@@ -66,11 +67,12 @@ def _steps(panel: Axes, places: np.ndarray, counts: np.ndarray, name: str, colou
     panel.fill_between(places, shares, step="mid", color=colour, alpha=0.15)
 
 
-def _dress(panel: Axes, title: str, below: str, beside: str = "share of pictures") -> None:
+def _dress(panel: Axes, title: str, below: str) -> None:
     panel.set_title(title, loc="left", fontsize=9, color=INK, fontweight="bold", pad=6)
     panel.set_xlabel(below, fontsize=8, color=QUIET, labelpad=2)
-    panel.set_ylabel(beside, fontsize=8, color=QUIET, labelpad=2)
+    panel.set_ylabel("share of pictures", fontsize=8, color=QUIET, labelpad=2)
     panel.tick_params(labelsize=8, colors=QUIET, length=0, pad=4)
+    panel.locator_params(axis="x", integer=True)
     panel.grid(color=HAIR, linewidth=0.8)
     panel.set_axisbelow(True)
     panel.legend(fontsize=8, frameon=False, labelcolor=QUIET)
