@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
 from benchmarks import measure
 from vtp.config import DitParams, load
+from vtp.data.latents import LatentBatches, LatentStore, LatentWriter
 from vtp.engine.checkpoint import State
+from vtp.engine.feed import Feed
 from vtp.engine.loop import autocast, update
 from vtp.engine.optim import average, optimizers
 from vtp.engine.parallel import compile_blocks
@@ -103,17 +107,27 @@ def gradients(task: TrainDit, batch: Batch, device: torch.device) -> tuple[Tenso
     return loss, found
 
 
-def stepper(task: TrainDit, batch: Batch, device: torch.device) -> Callable[[], None]:
+def stepper(task: TrainDit, batches: Iterator[Batch], device: torch.device) -> Callable[[], None]:
     """One step of the training at every call."""
-    state = State(task.models, optimizers(task))
+    state, feed = State(task.models, optimizers(task)), Feed(device)
 
     def step() -> None:
-        update(task, task.phases[0], state, batch, Draws(0, state.step, device))
+        update(task, task.phases[0], state, feed(next(batches)), Draws(0, state.step, device))
         for pair in task.averages:
             average(pair, state.step)
         state.step += 1
 
     return step
+
+
+def from_shards(folder: Path, options: DitOptions, batch: int) -> LatentBatches:
+    """The stage's own batches, of random latents in files."""
+    writer = LatentWriter(folder, shard_samples=4 * batch)
+    for part in range(8):
+        given = random_batch(options, batch, torch.device("cpu"))
+        writer.append(given["latents"] + part, given["latents"].flip(-1), given["labels"])
+    writer.finish(statistics_samples=1000, seed=0)
+    return LatentBatches(LatentStore.open(folder), batch, seed=0)
 
 
 def operations(options: DitOptions, batch: int) -> float:
@@ -126,6 +140,25 @@ def operations(options: DitOptions, batch: int) -> float:
             torch.zeros(1, dtype=torch.long),
         )
     return batch * measure.flop(lambda: model(*inputs).sum().backward())
+
+
+def errors_against(plain: tuple[Tensor, list[Tensor]], found: tuple[Tensor, list[Tensor]], work: str) -> dict[str, float]:
+    """How far loss and gradients are from those of the plain form.
+
+    Raises:
+        SystemExit: too far: it is not the same work.
+    """
+    (expected_loss, expected), (loss, grads) = plain, found
+    errors = {
+        "loss_error": measure.relative_error([loss], [expected_loss]),
+        "gradient_error": measure.relative_error(grads, expected),
+    }
+    log.info("against the plain form: %s", errors)
+    most = TOLERANCE[loss.device.type]
+    for name, error in errors.items():
+        if not error <= most:
+            raise SystemExit(f"{work}: {name} is {error:.3g}, above {most}: not the same work.")
+    return errors
 
 
 def main() -> None:
@@ -141,30 +174,30 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options, rows = TINY if args.tiny else WORKS[args.work]
     batch = random_batch(options, rows, device)
-    task = TrainDit(hyperparameters(rows), random_dit(options, device), microbatch=PLAIN_ROWS)
-    task.to(device)
-    expected_loss, expected = gradients(task, batch, device)
     extra: dict[str, object] = {"batch": rows}
-    if args.reference:
-        plain = measure.timed(stepper(task, batch, device), device, warmup=2, runs=5)
-        extra["plain_milliseconds"] = plain.milliseconds
-        task = TrainDit(hyperparameters(rows), random_dit(options, device), microbatch=PLAIN_ROWS)
+
+    def fresh(microbatch: int | None) -> TrainDit:
+        task = TrainDit(hyperparameters(rows), random_dit(options, device), microbatch=microbatch)
         task.to(device)
-    task.microbatch = None
+        return task
+
+    def milliseconds(task: TrainDit, batches: Iterator[Batch], warmup: int, runs: int) -> measure.Timing:
+        return measure.timed(stepper(task, batches, device), device, warmup=warmup, runs=runs)
+
+    plain = fresh(PLAIN_ROWS)
+    expected = gradients(plain, batch, device)
+    if args.reference:
+        extra["plain_milliseconds"] = milliseconds(plain, repeat(batch), 2, 5).milliseconds
+    del plain
+    task = fresh(None)
     compile_blocks(task.models)
-    loss, found = gradients(task, batch, device)
-    errors = {
-        "loss_error": measure.relative_error([loss], [expected_loss]),
-        "gradient_error": measure.relative_error(found, expected),
-    }
-    log.info("against the plain form: %s", errors)
-    for name, error in errors.items():
-        if not error <= TOLERANCE[device.type]:
-            raise SystemExit(f"{args.work}: {name} is {error:.3g}, above {TOLERANCE[device.type]}: not the same work.")
-    extra |= errors
-    del expected, found
-    timing = measure.timed(stepper(task, batch, device), device, warmup=3, runs=args.runs)
+    extra |= errors_against(expected, gradients(task, batch, device), args.work)
+    del expected
+    timing = milliseconds(task, repeat(batch), 3, args.runs)
     extra["images_per_second"] = 1000 * rows / timing.milliseconds
+    with TemporaryDirectory() as folder:
+        batches = from_shards(Path(folder), options, rows)(0, args.runs + 3)
+        extra["from_shards_milliseconds"] = milliseconds(task, batches, 3, args.runs).milliseconds
     measure.record(
         args.work,
         timing,

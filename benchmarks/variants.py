@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -114,7 +115,7 @@ def train_variants(name: str, tiny: bool, device: torch.device) -> list[str]:
                 loss, found = dit.gradients(task, batch, device)
                 error = measure.relative_error(found, precise)
                 del found
-                step = dit.stepper(task, batch, device)
+                step = dit.stepper(task, repeat(batch), device)
                 timing = measure.timed(step, device, warmup=2, runs=6)
             line = f"{label}: {told(timing)}, gradient {error:.2e}, loss {loss.item():.5f}"
         except Exception as e:
