@@ -10,6 +10,7 @@ import sys
 import textwrap
 
 import pytest
+import torch
 
 from vtp import provenance
 from vtp import run as runs
@@ -320,3 +321,26 @@ def test_a_training_that_diverged_has_an_exit_status_of_its_own(monkeypatch, cap
         runs.entry(diverges)
     assert caught.value.code == DIVERGED == 65
     assert capsys.readouterr().err.startswith("pretrain: step 3: clip is nan.")
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "remedy"),
+    [
+        ("train_dit", ["dit.batch=64"], "run.microbatch=32 instead of 64 takes 2 times less"),
+        ("pretrain", ["run.microbatch=9"], "run.microbatch=3 instead of 9 takes 3 times less"),
+        ("sample", ["sample.batch=256"], "sample.batch=128 instead of 256"),
+        ("extract_latents", ["latents.batch=7"], "latents.batch=1 instead of 7"),
+        ("evaluate_tokenizer", ["evaluate.batch=1"], "One picture at a time is too much already"),
+    ],
+)
+def test_a_full_gpu_is_one_line_that_names_the_setting(stage, settings, remedy, monkeypatch, capsys):
+    def main(params):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 80 GiB")
+
+    monkeypatch.setattr(sys, "argv", [f"stages/{stage}.py", *settings])
+    with pytest.raises(SystemExit) as ended:
+        runs.entry(main)
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{stage}: CUDA out of memory")
+    assert remedy in line

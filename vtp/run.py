@@ -228,8 +228,10 @@ def entry(main: Callable[[Params], None]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     stopping.leave_at_once()
     stage = Path(sys.argv[0]).stem
+    params = None
     try:
-        main(load(_overrides()))
+        params = load(_overrides())
+        main(params)
     except stopping.NotFinite as error:
         _end(stage, str(error), stopping.DIVERGED)
     except (ValueError, FileNotFoundError) as error:
@@ -238,6 +240,34 @@ def entry(main: Callable[[Params], None]) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise
         _end(stage, f"{error}. What was saved before is whole; mend this, and the same command goes on from it.")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError" or params is None:
+            raise
+        _end(stage, f"{str(error).split('. ')[0]}. {_smaller(stage, params)}")
+
+
+def _smaller(stage: str, params: Params) -> str:
+    """The setting that lowers the memory of a stage, and to what."""
+    from vtp import dist
+
+    training = {
+        "pretrain": params.pretrain.batch,
+        "train_metric_network": params.evaluate.metric_network.batch,
+        "finetune_decoder": params.finetune_decoder.batch,
+        "train_dit": params.dit.batch,
+    }
+    using = {"extract_latents": ("latents.batch", params.latents.batch), "sample": ("sample.batch", params.sample.batch)}
+    if stage in training:
+        batch = training[stage] // dist.world()
+        setting, now = "run.microbatch", min(params.run.microbatch or batch, batch)
+        kept = "the weights and the optimizer keep their share, results stay the same, and what was saved before is gone on from"
+    else:
+        setting, now = using.get(stage, ("evaluate.batch", params.evaluate.batch))
+        kept = "the weights keep their share"
+    if now == 1:
+        return f"One picture at a time is too much already; take a smaller model, more ranks, or run.device=cpu for {stage}."
+    half = next(size for size in range(now // 2, 0, -1) if now % size == 0)
+    return f"{setting}={half} instead of {now} takes {now / half:.3g} times less for activations ({kept})."
 
 
 def _end(stage: str, message: str, status: int = 1) -> None:
