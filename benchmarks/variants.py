@@ -1,6 +1,6 @@
 """What was tried on the transformers, side by side in one process: `python -m benchmarks.variants dit-xl`.
 
-Attention kernels, the precision of the residual stream, what is compiled. Prints a table, and the kernels that the last variant
+Attention kernels, what is compiled. Prints a table, and the kernels that the last variant
 spends its time in; writes nothing.
 """
 
@@ -31,16 +31,16 @@ log = logging.getLogger(__name__)
 
 CUDA = torch.backends.cuda
 TRAINED = {
-    "W3-xl": (("default", False, False), ("cudnn", False, False), ("cudnn", True, False), ("cudnn", True, True)),
-    "W3-b": (("default", False, False), ("cudnn", True, True)),
+    "W3-xl": (("default", False), ("default", True)),
+    "W3-b": (("default", True),),
 }
-"""Attention, whether the residual stream is narrow, whether the ends are compiled."""
+"""Attention, and whether what lies before and after the blocks is compiled, too."""
 USED = {
-    "W4-encode": (("default", False, 1), ("cudnn", False, 1)),
-    "W4-decode": (("default", False, 1), ("cudnn", False, 1)),
-    "sample": (("default", False, 1), ("cudnn", False, 1), ("cudnn", True, 1)),
+    "W4-encode": (("default", False, 1), ("default", True, 1)),
+    "W4-decode": (("default", False, 1), ("default", True, 1)),
+    "sample": (("default", False, 1),),
 }
-"""Attention, whether the whole network is compiled (sampling: whether the residual stream is narrow), batches at once."""
+"""Attention, whether the whole network is compiled and not its blocks, batches at once."""
 
 
 @contextmanager
@@ -55,11 +55,6 @@ def attention(kind: str) -> Iterator[None]:
     finally:
         for switch in (CUDA.enable_flash_sdp, CUDA.enable_cudnn_sdp, CUDA.enable_mem_efficient_sdp):
             switch(True)
-
-
-def narrow_residual(model: DiT) -> None:
-    """The residual stream in bfloat16 under autocast: its precision is that of what enters it, tokens and positions."""
-    model.pos_embed = model.pos_embed.bfloat16()
 
 
 def compile_ends(model: DiT) -> None:
@@ -97,17 +92,14 @@ def train_variants(name: str, tiny: bool, device: torch.device) -> list[str]:
     task.model.zero_grad()
     table = []
     step: Callable[[], object] = lambda: None  # noqa: E731
-    for kind, narrow, ends in TRAINED[name]:
-        label = f"{name} {kind} residual={'bf16' if narrow else 'fp32'}{' ends compiled' if ends else ''}"
+    for kind, ends in TRAINED[name]:
+        label = f"{name} {kind}{' ends compiled' if ends else ''}"
         begun = time.monotonic()
         try:
             torch._dynamo.reset()
             del step, task  # their memory
             task = TrainDit(dit.hyperparameters(rows), dit.random_dit(options, device), microbatch=None)
             task.to(device)
-            if narrow:
-                narrow_residual(task.model)
-                narrow_residual(task.ema)
             if ends:
                 compile_ends(task.model)
             compile_blocks(task.models)
@@ -136,7 +128,7 @@ def use_variants(name: str, tiny: bool, device: torch.device) -> list[str]:
         shape, rows = (tokenizer.TINY, 4) if tiny else (tokenizer.LARGE, 128)
     work: Callable[[], Tensor]
     for kind, other, times in USED[name]:
-        what = "" if not other else "bf16 residual" if name == "sample" else "whole compiled"
+        what = "whole compiled" if other else ""
         label = f"{name} {kind} {what} batch {rows * times}"
         begun = time.monotonic()
         try:
@@ -145,8 +137,6 @@ def use_variants(name: str, tiny: bool, device: torch.device) -> list[str]:
                 if name == "sample":
                     model = dit.random_dit(options, device).eval().requires_grad_(False)
                     put_to_work(model, device, compiled=True)
-                    if other:
-                        narrow_residual(model)
                     flow = sampling.guided(model, given["labels"], options.num_classes, scale=1.5, interval=(0, 1))
                     work = partial(flow, given["latents"], 0.5)
                 else:
@@ -162,7 +152,7 @@ def use_variants(name: str, tiny: bool, device: torch.device) -> list[str]:
             line = f"{label}: failed, {type(e).__name__}: {str(e)[:200]}"
         table.append(f"{line} [{time.monotonic() - begun:.0f} s]")
         log.info("%s", table[-1])
-        if device.type == "cuda" and (kind, other, times) == USED[name][1]:
+        if device.type == "cuda" and (kind, other, times) == USED[name][0]:
             with torch.inference_mode(), autocast(device), attention(kind):
                 kernels(work)
     return table

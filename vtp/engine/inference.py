@@ -17,14 +17,18 @@ def put_to_work(network: Network, device: torch.device, *, compiled: bool) -> Ne
     """Move a frozen network to `device`, to be called under `autocast`.
 
     On a GPU the weights of its matrix products become bfloat16 here, once, and not at every call: `autocast` rounds them in the
-    same way, so results stay what they were, and half of the reading is saved. Norms, tables and sums keep float32. On a CPU
-    everything stays float32.
+    same way, so results stay what they were, and half of the reading is saved. Norms, tables and sums keep float32. Layers
+    with a `packed` form for use take it, so the network can be neither trained nor saved any more. On a CPU nothing changes.
 
     Args:
         compiled: compile the transformer blocks for each shape they meet; then call them through `same_shape`.
     """
     network = network.to(device)
     if device.type == "cuda":
+        for parent in list(network.modules()):
+            for name, part in parent.named_children():
+                if callable(packed := getattr(part, "packed", None)):
+                    setattr(parent, name, packed())
         for layer in network.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 layer.to(torch.bfloat16)

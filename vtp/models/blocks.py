@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtp.compiling import compilable
+from vtp.models import kernels
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ Table = tuple[Tensor, Tensor]
 """Sine and cosine of every token's angles, each (N, d)."""
 
 
+RMS_EPS = 1e-5
+ALIGNED = 128
+"""Channels of which the packed feed-forward's hidden width is a multiple."""
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight with float32 statistics (arXiv 1910.07467)."""
 
@@ -54,7 +60,19 @@ class RMSNorm(nn.Module):
 
     @compilable
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, eps=1e-5).to(x.dtype) * self.weight.to(x.dtype)
+        return F.rms_norm(x.float(), self.weight.shape, eps=RMS_EPS).to(x.dtype) * self.weight.to(x.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's, written out in compiled code on a GPU: its own form takes two passes over each row there, this one takes one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not kernels.wanted(x):
+            return super().forward(x)
+        wide = x.float()
+        centred = wide - wide.mean(-1, keepdim=True)
+        scale = (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        return (centred * scale * self.weight.float() + self.bias.float()).to(x.dtype)
 
 
 def norm_layer(kind: str, width: int) -> nn.Module:
@@ -66,7 +84,7 @@ def norm_layer(kind: str, width: int) -> nn.Module:
     if kind == "rmsnorm":
         return RMSNorm(width)
     if kind in ("layernorm", "layernormbf16"):
-        return nn.LayerNorm(width, eps=1e-6 if kind == "layernorm" else 1e-5)
+        return LayerNorm(width, eps=1e-6 if kind == "layernorm" else 1e-5)
     raise ValueError(f"norm {kind!r} is not known; choose rmsnorm, layernorm or layernormbf16.")
 
 
@@ -136,11 +154,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, table: Table) -> Tensor:
         batch, tokens, width = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        qk, v = qkv[:2], qkv[2]
-        if self.qk_norm:
-            qk = torch.stack((self.q_norm(qk[0]), self.k_norm(qk[1])))
-        q, k = rotate(qk, table)
+        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
+        if self.qk_norm and kernels.wanted(qkv):
+            heads = kernels.turned_heads(qkv, self.q_norm.weight, self.k_norm.weight, *table, RMS_EPS, interleaved=False)
+            q, k, v = (part.transpose(1, 2) for part in heads)
+        else:
+            qkv = qkv.permute(2, 0, 3, 1, 4)
+            qk, v = qkv[:2], qkv[2]
+            if self.qk_norm:
+                qk = torch.stack((self.q_norm(qk[0]), self.k_norm(qk[1])))
+            q, k = rotate(qk, table)
         x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(batch, tokens, width))
 
@@ -157,8 +180,42 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # Both gates in one product: the input is read once, and its gradient needs no sum.
         weight, bias = torch.cat((self.w1.weight, self.w2.weight)), torch.cat((self.w1.bias, self.w2.bias))
-        gate, value = F.linear(x, weight, bias).chunk(2, dim=-1)
-        return self.w3(F.silu(gate) * value)
+        return self.w3(gated(F.linear(x, weight, bias)))
+
+    @torch.no_grad()
+    def packed(self) -> PackedSwiGLU:
+        """The same function for use only, of joined weights filled up with zeros to a width that matrix units like."""
+        hidden, width = self.w1.weight.shape
+        wide = -(-hidden // ALIGNED) * ALIGNED
+        layer = PackedSwiGLU(width, wide).to(self.w1.weight.device)
+        for parameter in layer.parameters():
+            parameter.zero_()
+        for part, start in ((self.w1, 0), (self.w2, wide)):
+            layer.w12.weight[start : start + hidden] = part.weight
+            layer.w12.bias[start : start + hidden] = part.bias
+        layer.w3.weight[:, :hidden] = self.w3.weight
+        layer.w3.bias.copy_(self.w3.bias)
+        return layer.train(self.training).requires_grad_(False)
+
+
+class PackedSwiGLU(nn.Module):
+    """What `SwiGLU.packed` makes."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w3(gated(self.w12(x)))
+
+
+def gated(both: Tensor) -> Tensor:
+    """silu(gate) * value of gate and value side by side: (..., 2 H) -> (..., H)."""
+    if kernels.wanted(both):
+        return kernels.gated(both)
+    gate, value = both.chunk(2, dim=-1)
+    return F.silu(gate) * value
 
 
 class Mlp(nn.Module):

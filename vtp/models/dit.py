@@ -78,7 +78,9 @@ class DiT(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Latents x (B, C, h, w) at times t (B,) in [0, 1] with labels (B,) int64 -> velocity (B, C, h, w)."""
-        tokens = self.x_embedder(x) + self.pos_embed
+        tokens = self.x_embedder(x)
+        # Under autocast the sum of all blocks is carried in the precision of what enters it here: bfloat16.
+        tokens = tokens + self.pos_embed.to(tokens.dtype)
         condition = self.t_embedder(t) + self.y_embedder(labels)
         for block in self.blocks:
             tokens = block(tokens, condition, self.feat_rope)

@@ -12,6 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtp.models import kernels
+
+EPS = 1e-6
+"""Added to mean squares in every RMS norm."""
 FREQUENCIES = 256
 """Channels that tell the time before the first layer of `TimeEmbed`."""
 
@@ -63,7 +67,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # One type for both arguments: the fused kernel takes no mixture of bfloat16 and float32.
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), 1e-6)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), EPS)
 
 
 def block_norm(options: DitOptions) -> nn.Module:
@@ -134,10 +138,16 @@ class Attention(nn.Module):
         self.proj = nn.Linear(options.width, options.width)
 
     def forward(self, x: Tensor, rope: Rope | None) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if rope is not None:
-            q, k = rope(q), rope(k)
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        if isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm) and rope is not None and kernels.wanted(qkv):
+            weights = self.q_norm.weight, self.k_norm.weight
+            heads = kernels.turned_heads(qkv, *weights, rope.freqs_sin, rope.freqs_cos, EPS, interleaved=True)
+            q, k, v = (part.transpose(1, 2) for part in heads)
+        else:
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)
+            q, k = self.q_norm(q), self.k_norm(k)
+            if rope is not None:
+                q, k = rope(q), rope(k)
         attended = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
         return self.proj(attended.transpose(1, 2).flatten(2))
 
@@ -151,7 +161,10 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.w12(x).chunk(2, -1)
+        both = self.w12(x)
+        if kernels.wanted(both):
+            return self.w3(kernels.gated(both))
+        gate, value = both.chunk(2, -1)
         return self.w3(F.silu(gate) * value)
 
 

@@ -1,0 +1,87 @@
+"""The kernels against the plain lines they stand in for, in Triton's interpreter; on a GPU the benchmarks check them compiled."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vtp.config import ROOT
+from vtp.models import blocks, dit_blocks
+from vtp.seeding import generator
+
+pytest.importorskip("triton")
+
+CASES = [(True, 3, 24, 3), (True, 4, 16, 2), (False, 4, 16, 3), (False, 1, 8, 2)]
+"""Interleaved pairs, heads, head width, side of the grid."""
+
+
+def heads_errors(interleaved: bool, heads: int, width: int, side: int) -> list[float]:
+    """Of outputs, then of gradients: the largest differences to the plain form, in float32."""
+    from vtp.models import kernels
+
+    if interleaved:
+        rope = dit_blocks.Rope(width, side)
+        sin, cos, eps, turn = rope.freqs_sin, rope.freqs_cos, dit_blocks.EPS, rope
+    else:
+        sin, cos = blocks.Rope(width, "float32")(side, side, 1)
+        eps, turn = blocks.RMS_EPS, lambda x: blocks.rotate(x, (sin, cos))
+    draw = generator(0, "kernels")
+    qkv = torch.randn(2, len(sin), 3, heads, width, generator=draw, requires_grad=True)
+    weights = [(1 + 0.1 * torch.randn(width, generator=draw)).requires_grad_() for _ in range(2)]
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    q, k = (turn(F.rms_norm(x, (width,), w, eps)) for x, w in zip((q, k), weights, strict=True))
+    plain = [x.transpose(1, 2) for x in (q, k, v)]
+    given = [torch.randn(2, heads, len(sin), width, generator=draw).transpose(1, 2) for _ in range(3)]  # as attention hands them
+    fused = kernels.turned_heads(qkv, *weights, sin, cos, eps, interleaved)
+    pairs = [*zip(fused, plain, strict=True)]
+    pairs += zip(*(torch.autograd.grad(out, [qkv, *weights], given) for out in (fused, plain)), strict=True)
+    return [float((one - other).detach().abs().max()) for one, other in pairs]
+
+
+def gate_errors(hidden: int) -> list[float]:
+    from vtp.models import kernels
+
+    draw = generator(0, "gate")
+    both = torch.randn(3, 5, 2 * hidden, generator=draw, requires_grad=True)
+    grad = torch.randn(3, 5, hidden, generator=draw)
+    fused, plain = kernels.gated(both), blocks.gated(both)
+    one, other = (torch.autograd.grad(out, both, grad)[0] for out in (fused, plain))
+    return [float((fused - plain).detach().abs().max()), float((one - other).abs().max())]
+
+
+def test_kernels_are_the_plain_lines() -> None:
+    script = (
+        "import json; from tests.models.test_kernels import *\n"
+        "print(json.dumps([heads_errors(*case) for case in CASES] + [gate_errors(7), gate_errors(1300)]))"
+    )
+    environment = os.environ | {"TRITON_INTERPRET": "1"}  # read when a kernel is defined, hence the process of its own
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    errors = json.loads(done.stdout)
+    assert len(errors) == len(CASES) + 2
+    assert all(error < 2e-5 for row in errors for error in row), errors
+
+
+def test_a_packed_feed_forward_is_the_same_function() -> None:
+    layer = blocks.SwiGLU(32, 88)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, generator=generator(0, "swiglu"))
+    x = torch.randn(3, 32, generator=generator(1, "swiglu"))
+    packed = layer.packed()
+    assert packed.w3.in_features == blocks.ALIGNED
+    torch.testing.assert_close(packed(x), layer(x), atol=1e-4, rtol=1e-4)
+
+
+def test_a_written_out_norm_is_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    norm = blocks.LayerNorm(32, eps=1e-6)
+    torch.nn.init.normal_(norm.weight, generator=generator(0, "norm"))
+    x = 3 + torch.randn(4, 32, generator=generator(1, "norm"))
+    plain = norm(x)
+    monkeypatch.setattr("vtp.models.kernels.wanted", lambda x: True)
+    torch.testing.assert_close(norm(x), plain)
