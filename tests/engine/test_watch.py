@@ -74,6 +74,7 @@ def run(folder: Path, profile: int | None, monkeypatch: pytest.MonkeyPatch, step
         log_every=2,
         picture_every=10,
         compiled=False,
+        replayed=False,
         watch=watch(folder / "profile", profile),
     )
     assert not [name for row in end.history for name in row if name.startswith("system/")]  # curves are bits; times are not
