@@ -87,6 +87,12 @@ def test_what_diverges_is_marked_and_the_others_go_on(go):
     assert go(retry=True).ran == ["ae_30"]
 
 
+def test_a_record_names_no_place_on_the_machine_that_failed():
+    assert (
+        str(Failure("pretrain: l1 is nan.  (details: /home/me/runs/pretrain.traceback)", diverged=True)) == "pretrain: l1 is nan."
+    )
+
+
 def test_what_failed_is_tried_again_next_time(go):
     go({"clip+ae_10": Failure("out of memory", diverged=False)})
     assert go().ran == ["clip+ae_10"]

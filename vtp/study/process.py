@@ -14,10 +14,10 @@ from vtp.study.plan import Cell
 
 
 class Failure(Exception):
-    """A variant ended badly; the message is one line."""
+    """A variant ended badly; the message is one line, without where on this machine the details are."""
 
     def __init__(self, message: str, *, diverged: bool) -> None:
-        super().__init__(message)
+        super().__init__(message.partition("  (details: ")[0])
         self.diverged = diverged
 
 
