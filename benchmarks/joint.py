@@ -181,6 +181,8 @@ def step_of(params: Params, stages: int, device: torch.device, *, fast: bool) ->
 def measured(args: argparse.Namespace) -> bool:
     """Check, time and record one piece of work. False where the check fails; nothing is recorded then."""
     params = parameters(args.work, *(["tiny"] if args.tiny else []))
+    if args.share:
+        params = replace(params, pretrain=replace(params.pretrain, share_clip_view=True))
     device, stages = start(params.run), SEEN[args.work]
     work = flop(params, stages, device)
     figures = {} if args.unchecked else errors(params, stages, device)
@@ -188,7 +190,7 @@ def measured(args: argparse.Namespace) -> bool:
     log.info("%.4g TFLOP; %s", work / 1e12, figures)
     tops = measure.ceiling(device)
     step = partial(step_of(params, stages, device, fast=True), batch_of(params, device))
-    timing = measure.timed(step, device, warmup=6, runs=args.runs, quiet=True)
+    timing = measure.timed(step, device, warmup=args.warmup, runs=args.runs, quiet=True)
     log.info("%s", timing)
     figures |= {"images_per_second": 1000 * params.pretrain.batch / timing.milliseconds}
     if args.profile:
@@ -200,7 +202,7 @@ def measured(args: argparse.Namespace) -> bool:
         figures["reference"] = asdict(measure.timed(plain, device, warmup=2, runs=args.runs, quiet=False))
     tolerance = TOLERANCE[device.type]
     good = all(isinstance(e, float) and e < tolerance for e in map(figures.get, ("loss_error", "gradient_error")))
-    name = f"{args.work}-tiny" if args.tiny else args.work
+    name = args.work + ("-shared" if args.share else "") + ("-tiny" if args.tiny else "")
     folder = ROOT / "runs" / "benchmarks" if args.tiny else None
     if good:
         measure.record(
@@ -226,7 +228,9 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="tell where the time goes, by kind of kernel")
     parser.add_argument("--unchecked", action="store_true", help="time only; nothing is recorded")
     parser.add_argument("--attention", choices=sorted(BACKENDS), default="default")
+    parser.add_argument("--warmup", type=int, default=6, help="steps before the timed ones; a recorded step needs 5")
     parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--share", action="store_true", help="reconstruct the clip view from its own features")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     backends = BACKENDS[args.attention]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vtp import dist, seeding
-from vtp.seeding import Draws
+from vtp.seeding import Draws, HeldDraws
 
 
 def test_each_key_has_numbers_of_its_own_and_keeps_them():
@@ -49,3 +49,28 @@ def test_third_party_code_leaves_the_global_generator_alone():
     with seeding.forked(0, "x"):
         assert torch.equal(torch.rand(3), first)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_held_draws_are_the_draws_of_every_step_in_the_same_tensors():
+    held = HeldDraws(3)
+
+    def everything(draws: Draws) -> list[torch.Tensor]:
+        return [
+            draws.uniform("a", 8, 2),
+            draws.normal("a", 8, 2),
+            draws.order("o", 8),
+            draws.subset("s", 8, 4),
+            draws.scheduled("t", lambda step: 0.1 * step),
+        ]
+
+    first = {}
+    for step in (0, 1, 7):
+        held.at(step)
+        for i, (ours, theirs) in enumerate(zip(everything(held), everything(Draws(3, step)), strict=True)):
+            assert torch.equal(ours, theirs)
+            first.setdefault(i, ours.data_ptr())
+            assert i in (2, 3) or ours.data_ptr() == first[i]  # those two are made of held ones
+
+
+def test_an_order_holds_every_place_once():
+    assert Draws(0, 0).order("o", 100).sort().values.equal(torch.arange(100))

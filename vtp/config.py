@@ -272,6 +272,7 @@ class RunParams:
     compile: bool
     profile: Count | None
     replay: bool
+    deterministic: bool
     save_every: Count
     log_every: Count
     picture_every: Count

@@ -78,9 +78,9 @@ def inside(folder: str, size: str, grid: list[int]) -> Iterator[tuple[str, Tenso
     """RoPE tables, and the tokens before and after each block."""
     m, exact = model(folder, "bfloat16"), model(folder, "float32")
     for name, network in (("rope", m.encoder), ("dec_rope", m.decoder)):
-        for kind, found in zip(("sin", "cos"), network.rope_embed(*grid, 0), strict=True):
+        for kind, found in zip(("sin", "cos"), network.rope_embed.waves(*grid), strict=True):
             yield f"{size}.debug.{name}_{kind}_bf16", found
-    for kind, found in zip(("sin", "cos"), exact.encoder.rope_embed(*grid, 0), strict=True):
+    for kind, found in zip(("sin", "cos"), exact.encoder.rope_embed.waves(*grid), strict=True):
         yield f"{size}.debug.rope_{kind}_fp32", found
     x, table, _ = m.encoder.embed(stored(folder)[f"{size}.image"])
     yield f"{size}.debug.tokens_in", x

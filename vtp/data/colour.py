@@ -11,6 +11,7 @@ The recipe is DINOv2's (Oquab et al. 2023, arXiv 2304.07193), with these differe
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -142,12 +143,15 @@ def gaussian_blur(pixels: Tensor, sigma: Tensor, *, radius: int) -> Tensor:
     """Gaussian blur of pixels (B, 3, H, W) with standard deviation sigma (B) in pixels, edges reflected."""
     offsets = torch.arange(-radius, radius + 1, device=pixels.device)
     taps = torch.softmax(-0.5 * (offsets / sigma[:, None]).square(), 1)
-    taps = taps.repeat_interleave(pixels.shape[1], 0)[:, None]  # (3B, 1, 2 * radius + 1)
-    planes = F.pad(pixels, (radius,) * 4, mode="reflect").flatten(0, 1)[None]
-    with torch.autocast(pixels.device.type, enabled=False):
-        planes = F.conv2d(planes, taps[:, :, None], groups=len(taps))
-        planes = F.conv2d(planes, taps[:, :, :, None], groups=len(taps))
-    return planes.view_as(pixels)
+    padded = F.pad(pixels, (radius,) * 4, mode="reflect")
+    return _taps(_taps(padded, taps, 2), taps, 3)
+
+
+def _taps(pixels: Tensor, taps: Tensor, dim: int) -> Tensor:
+    """Weighted sum of shifted pixels (B, 3, H, W) along `dim`, which shrinks by as many as there are taps (B, n), less one."""
+    length = pixels.shape[dim] - taps.shape[1] + 1
+    shifted = (_each(taps[:, i]) * pixels.narrow(dim, i, length) for i in range(taps.shape[1]))
+    return functools.reduce(torch.add, shifted)
 
 
 def solarize(pixels: Tensor) -> Tensor:

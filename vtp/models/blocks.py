@@ -43,7 +43,7 @@ class BlockOptions:
 
 
 Table = tuple[Tensor, Tensor]
-"""Sine and cosine of every token's angles, each (N, d)."""
+"""What a token's partner and the token itself are multiplied by, each (N, d): sine, negative in the left half, and cosine."""
 
 
 RMS_EPS = 1e-5
@@ -60,7 +60,12 @@ class RMSNorm(nn.Module):
 
     @compilable
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, eps=RMS_EPS).to(x.dtype) * self.weight.to(x.dtype)
+        return rms_norm(x, self.weight)
+
+
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """x / rms(x) * weight over the last dimension; `weight` may have more dimensions that broadcast."""
+    return F.rms_norm(x.float(), x.shape[-1:], eps=RMS_EPS).to(x.dtype) * weight.to(x.dtype)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -112,16 +117,18 @@ class Rope(nn.Module):
         self.register_buffer("periods", 100.0 ** (2 * steps / (self.head_width // 2)))
 
     def forward(self, h: int, w: int, prefix: int) -> Table:
-        """Sine and cosine, each (prefix + h * w, d), row-major over the grid; tokens in front have no place and do not turn."""
+        """Factors of `rotate`, each (prefix + h * w, d), row-major over the grid; tokens in front do not turn."""
         key = (h, w, prefix, self.periods.device)
         if key not in self._tables:
-            sin, cos = self._table(h, w)
+            sin, cos = self.waves(h, w)
             still = sin.new_zeros(prefix, sin.shape[1])
-            self._tables[key] = torch.cat((still, sin)), torch.cat((still + 1, cos))
+            left, right = sin.chunk(2, dim=1)
+            self._tables[key] = torch.cat((still, torch.cat((-left, right), dim=1))), torch.cat((still + 1, cos))
         return self._tables[key]
 
     @torch.no_grad()
-    def _table(self, h: int, w: int) -> Table:
+    def waves(self, h: int, w: int) -> tuple[Tensor, Tensor]:
+        """Sine and cosine of every place's angles, each (h * w, d)."""
         device, dtype = self.periods.device, self.dtype
         axes = [(torch.arange(0.5, side, device=device, dtype=dtype) / side) * 2 - 1 for side in (h, w)]
         coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
@@ -131,12 +138,15 @@ class Rope(nn.Module):
 
 
 def rotate(x: Tensor, table: Table) -> Tensor:
-    """Turn queries and keys (..., N, d) to their tokens' places: pairs (i, i + d/2) by the angles of the table."""
+    """Turn queries and keys (..., d) to their tokens' places: pairs (i, i + d/2) by the angles of a table that broadcasts.
+
+    A pair turns as (left * cos - right * sin, right * cos + left * sin). Partners are read by a flip, not by cutting and joining:
+    compiled, it is one kernel with the norm before it.
+    """
     sin, cos = table
-    left, right = x.to(sin.dtype).chunk(2, dim=-1)
-    (sin_left, sin_right), (cos_left, cos_right) = sin.chunk(2, dim=-1), cos.chunk(2, dim=-1)
-    turned = (left * cos_left - right * sin_left, right * cos_right + left * sin_right)
-    return torch.cat(turned, dim=-1).to(x.dtype)
+    x = x.to(sin.dtype)
+    partner = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    return x * cos + partner * sin
 
 
 class Attention(nn.Module):
@@ -154,16 +164,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, table: Table) -> Tensor:
         batch, tokens, width = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
-        if self.qk_norm and kernels.wanted(qkv):
-            heads = kernels.turned_heads(qkv, self.q_norm.weight, self.k_norm.weight, *table, RMS_EPS, interleaved=False)
-            q, k, v = (part.transpose(1, 2) for part in heads)
-        else:
-            qkv = qkv.permute(2, 0, 3, 1, 4)
-            qk, v = qkv[:2], qkv[2]
-            if self.qk_norm:
-                qk = torch.stack((self.q_norm(qk[0]), self.k_norm(qk[1])))
-            q, k = rotate(qk, table)
+        # Queries and keys stay together: their norm and turn are one kernel, and so is the way back.
+        qk, v = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).split((2, 1), dim=2)
+        if self.qk_norm:
+            qk = rms_norm(qk, torch.stack((self.q_norm.weight, self.k_norm.weight))[:, None])
+        sin, cos = (factor[:, None, None] for factor in table)
+        q, k = rotate(qk, (sin, cos)).to(v.dtype).permute(2, 0, 3, 1, 4)
+        v = v[:, :, 0].transpose(1, 2)
         x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(batch, tokens, width))
 

@@ -1,0 +1,101 @@
+"""Joint pre-training however it is cut and compiled: the same losses and gradients, in float64 where numbers must be equal."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tasks.conftest import batch_of, build
+from vtp.compiling import compiled
+from vtp.engine.parallel import compile_blocks
+from vtp.seeding import Draws
+from vtp.tasks.base import Backward, Report
+
+
+@pytest.fixture
+def float64(monkeypatch: pytest.MonkeyPatch):
+    """Everything in float64, where the code asks for float32 too: two orders of summation then differ by 1e-12."""
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def step(task, draws: Draws | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What a step reports, and its gradients."""
+    scalars: dict[str, Tensor] = {}
+    for item in task.passes("pretrain", batch_of(3), draws or Draws(0, 3)):
+        if isinstance(item, Backward):
+            item.total().backward()
+        elif isinstance(item, Report):
+            scalars |= item.scalars
+    return scalars, {name: p.grad for name, p in task.models.named_parameters() if p.grad is not None}
+
+
+def same(first, second, tolerance: float) -> None:
+    for ours, theirs in zip(first, second, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            torch.testing.assert_close(
+                ours[name], theirs[name], atol=tolerance, rtol=tolerance, msg=lambda t, n=name: f"{n}: {t}"
+            )
+
+
+@pytest.mark.parametrize("share", ["true", "false"])
+@pytest.mark.parametrize("targets", ["sinkhorn", "centring"])
+def test_pieces_are_the_undivided_batch_in_float64(float64, targets, share):
+    settings = (
+        f"pretrain.ssl.targets={targets}",
+        f"pretrain.share_clip_view={share}",
+        "pretrain.drop_path=0.2",
+        "pretrain.ssl.mask_probability=0.8",
+    )
+    whole, cut = build("pretrain", *settings), build("pretrain", *settings, microbatch=2)
+    same(step(whole), step(cut), 1e-9)
+    centres = [(task.teacher.cls_centre, task.teacher.patch_centre) for task in (whole, cut)]
+    for ours, theirs in zip(*centres, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-9)
+        assert bool(ours.any()) == (targets == "centring")
+
+
+def test_sharing_the_clip_view_is_a_pass_of_its_own_over_the_same_view(float64, monkeypatch):
+    settings = ("pretrain.objective=clip+ae", "pretrain.drop_path=0.2")
+    shared = build("pretrain", *settings, "pretrain.share_clip_view=true")
+    apart = build("pretrain", *settings)
+    for task in (shared, apart):
+        task.tokenizer.encoder.rope_embed.dtype = torch.float64
+    rows = Draws(0, 3).subset("reconstruction_subset", 8, 4)
+
+    # The pass of its own sees the clip view and its drops in the rows that the subset holds.
+    from vtp.tasks import pretrain
+
+    view = pretrain.clip_view(batch_of(3)["images"], Draws(0, 3), 8, apart.params.views, size=apart.image_size)
+
+    class Same:
+        def of(self, part: slice) -> Tensor:
+            return view.of()[rows][part]
+
+    monkeypatch.setattr(pretrain, "reconstruction_view", lambda *args, **kwargs: Same())
+    own = apart._keep
+    monkeypatch.setattr(
+        apart,
+        "_keep",
+        lambda draws, purpose, total: own(draws, "clip_drop", 8)[rows] if total == 4 else own(draws, purpose, total),
+    )
+    same(step(shared), step(apart), 1e-9)
+
+
+def test_an_undecodable_division_is_named():
+    with pytest.raises(ValueError, match=r"8 pictures of a rank do not divide into micro-batches of 3; set run\.microbatch"):
+        step(build("pretrain", microbatch=3))
+
+
+@pytest.mark.slow
+def test_compiled_is_as_written():
+    plain, fast = build("pretrain"), build("pretrain")
+    expected = step(plain)
+    compile_blocks(fast.models)
+    with compiled(True):
+        found = step(fast)
+    same(found, expected, 2e-4)
