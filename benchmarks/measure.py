@@ -41,7 +41,7 @@ class Timing:
         milliseconds: median of the runs.
         fastest, slowest: their range, in milliseconds.
         runs: how many there were, warm-up not counted.
-        peak_gib: most device memory that tensors took during the runs, GiB; 0 on a CPU.
+        peak_gib: most device memory that tensors took, warm-up included, GiB; 0 on a CPU.
     """
 
     milliseconds: float
@@ -60,6 +60,9 @@ def timed(work: Callable[[], object], device: torch.device, *, warmup: int, runs
     Raises:
         RuntimeError: something did, and `quiet` was asked for.
     """
+    if device.type == "cuda":
+        # From the warm-up on: a recorded step lives in memory that is no longer counted when it is replayed.
+        torch.cuda.reset_peak_memory_stats(device)
     for _ in range(warmup):
         work()
     with _quiet(device) if quiet else nullcontext():
@@ -90,7 +93,6 @@ def _timed(work: Callable[[], object], device: torch.device, runs: int) -> Timin
             took.append(1000 * (time.perf_counter() - start))
         return _timing(took, 0.0)
     torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(runs + 1)]
     events[0].record()
     for event in events[1:]:
@@ -133,10 +135,19 @@ def profile(work: Callable[[], object], device: torch.device, timing: Timing, *,
         kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, name, re.I)), "plain elementwise")
         shares[kind] += milliseconds / timing.milliseconds
     shares["idle"] = 1 - sum(shares.values())
-    for name, (milliseconds, count) in sorted(took.items(), key=lambda item: -item[1][0])[:40]:
-        log.info("%8.2f ms %6.0f x  %s", milliseconds, count, name[:110])
+    ordered = sorted(took.items(), key=lambda item: -item[1][0])
+    plain = [(name, value) for name, value in ordered if not any(re.search(p, name, re.I) for p in KINDS.values())]
+    for title, rows in (("all", ordered[:32]), ("plain elementwise", plain[:14])):
+        log.info("costliest kernels, %s", title)
+        for name, (milliseconds, count) in rows:
+            log.info("%8.2f ms %6.0f x  %s", milliseconds, count, _kernel(name))
     log.info("%s", {kind: round(share, 3) for kind, share in shares.items()})
     return shares
+
+
+def _kernel(name: str) -> str:
+    """A kernel's name without the namespaces and types that say nothing."""
+    return re.sub(r"void |at::native::|\(anonymous namespace\)::|std::|unsigned |::operator\(\).*|>\(.*", "", name)[:120]
 
 
 def ceiling(device: torch.device) -> float:

@@ -156,7 +156,7 @@ class TextTower(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
-        x = self.pooled(self.ln_final(self.text_transformer(x)), tokens)
+        x = self.ln_final(self.pooled(self.text_transformer(x), tokens))
         match self.text_projection:
             case nn.Linear() as linear:
                 return linear(x)
