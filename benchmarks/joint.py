@@ -94,7 +94,9 @@ def batch_of(params: Params, device: torch.device) -> Batch:
     draw = generator(0, "benchmark", device=device)
     images = torch.empty(count, 3, size, size, dtype=torch.uint8, device=device)
     for part in images.split(256):
-        coarse = torch.rand(len(part), 3, 8, 8, generator=draw, device=device)
+        # Light and contrast of their own make pictures as different as they are in real data.
+        light, contrast = torch.rand(2, len(part), 3, 1, 1, generator=draw, device=device)
+        coarse = light + contrast * (torch.rand(len(part), 3, 8, 8, generator=draw, device=device) - light)
         smooth = F.interpolate(coarse, (size, size), mode="bilinear")
         part.copy_(255 * (0.9 * smooth + 0.1 * torch.rand(part.shape, generator=draw, device=device)))
     tokens = torch.randint(1, 49405, (count, length), generator=draw, device=device)
@@ -183,6 +185,8 @@ def measured(args: argparse.Namespace) -> bool:
     params = parameters(args.work, *(["tiny"] if args.tiny else []))
     if args.share:
         params = replace(params, pretrain=replace(params.pretrain, share_clip_view=True))
+    if args.no_replay:
+        params = replace(params, run=replace(params.run, replay=False))
     device, stages = start(params.run), SEEN[args.work]
     work = flop(params, stages, device)
     figures = {} if args.unchecked else errors(params, stages, device)
@@ -230,6 +234,7 @@ def main() -> None:
     parser.add_argument("--attention", choices=sorted(BACKENDS), default="default")
     parser.add_argument("--warmup", type=int, default=6, help="steps before the timed ones; a recorded step needs 5")
     parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--no-replay", action="store_true", help="time steps as they are launched, not a recorded one")
     parser.add_argument("--share", action="store_true", help="reconstruct the clip view from its own features")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -29,8 +29,9 @@ def heads_errors(interleaved: bool, heads: int, width: int, side: int) -> list[f
         rope = dit_blocks.Rope(width, side)
         sin, cos, eps, turn = rope.freqs_sin, rope.freqs_cos, dit_blocks.EPS, rope
     else:
-        sin, cos = blocks.Rope(width, "float32")(side, side, 1)
-        eps, turn = blocks.RMS_EPS, lambda x: blocks.rotate(x, (sin, cos))
+        sin, cos = blocks.Rope(width, "float32").waves(side, side)
+        table = blocks.Rope(width, "float32")(side, side, 0)
+        eps, turn = blocks.RMS_EPS, lambda x: blocks.rotate(x, table)
     draw = generator(0, "kernels")
     qkv = torch.randn(2, len(sin), 3, heads, width, generator=draw, requires_grad=True)
     weights = [(1 + 0.1 * torch.randn(width, generator=draw)).requires_grad_() for _ in range(2)]
@@ -55,16 +56,29 @@ def gate_errors(hidden: int) -> list[float]:
     return [float((fused - plain).detach().abs().max()), float((one - other).abs().max())]
 
 
+def biased_gate_errors(hidden: int, rows: int) -> list[float]:
+    from vtp.models import kernels
+
+    draw = generator(0, "biased gate")
+    both = torch.randn(rows, 2, 2 * hidden, generator=draw, requires_grad=True)
+    bias = torch.randn(2 * hidden, generator=draw, requires_grad=True)
+    grad = torch.randn(rows, 2, hidden, generator=draw) / rows
+    fused, plain = kernels.gated_plus(both, bias), blocks.gated(both + bias)
+    pairs = zip(*(torch.autograd.grad(out, (both, bias), grad) for out in (fused, plain)), strict=True)
+    return [float((one - other).detach().abs().max()) for one, other in [(fused, plain), *pairs]]
+
+
 def test_kernels_are_the_plain_lines() -> None:
     script = (
         "import json; from tests.models.test_kernels import *\n"
-        "print(json.dumps([heads_errors(*case) for case in CASES] + [gate_errors(7), gate_errors(1300)]))"
+        "gates = [gate_errors(7), gate_errors(1300), biased_gate_errors(7, 40), biased_gate_errors(1300, 3)]\n"
+        "print(json.dumps([heads_errors(*case) for case in CASES] + gates))"
     )
     environment = os.environ | {"TRITON_INTERPRET": "1"}  # read when a kernel is defined, hence the process of its own
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     errors = json.loads(done.stdout)
-    assert len(errors) == len(CASES) + 2
+    assert len(errors) == len(CASES) + 4
     assert all(error < 2e-5 for row in errors for error in row), errors
 
 

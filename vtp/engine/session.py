@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -55,11 +52,7 @@ def start(how: RunParams) -> torch.device:
 
 
 def train(task: Task, batches: Batches, run: Run, how: RunParams, *, seed: int, device: torch.device) -> State:
-    """Train `task` from its newest checkpoint under `run.work` to its last step; returns where it ended.
-
-    Raises:
-        ValueError: a step does not fit into the GPU's memory; the message names what lowers it.
-    """
+    """Train `task` from its newest checkpoint under `run.work` to its last step; returns where it ended."""
     here = _machine(device)
     if dist.is_main():
         _compare_machines(run, here)
@@ -71,44 +64,22 @@ def train(task: Task, batches: Batches, run: Run, how: RunParams, *, seed: int, 
                 sheet = torch.cat([torch.cat(list(row), dim=2) for row in pictures.chunk(2)], dim=1)
                 track.picture(name, (sheet * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy(), step)
 
-        with room(task):
-            end = fit(
-                task,
-                batches,
-                seed=seed,
-                device=device,
-                checkpoints=Checkpoints(run.work / "checkpoints", how.save_every, prefix=_prefix(task, run, how, here)),
-                track=track,
-                picture=picture,
-                log_every=how.log_every,
-                picture_every=how.picture_every,
-                compiled=how.compile,
-                watch=Watch(device, task.batch, profile=how.profile, folder=run.work / "profile"),
-                replayed=how.replay,
-            )
+        end = fit(
+            task,
+            batches,
+            seed=seed,
+            device=device,
+            checkpoints=Checkpoints(run.work / "checkpoints", how.save_every, prefix=_prefix(task, run, how, here)),
+            track=track,
+            picture=picture,
+            log_every=how.log_every,
+            picture_every=how.picture_every,
+            compiled=how.compile,
+            watch=Watch(device, task.batch, profile=how.profile, folder=run.work / "profile"),
+            replayed=how.replay,
+        )
         track.final({name: value for name, value in end.history[-1].items() if name != "step"})
     return end
-
-
-@contextmanager
-def room(task: Task) -> Iterator[None]:
-    """Tell in one line what lowers the memory of a step that does not fit.
-
-    Raises:
-        ValueError: the GPU ran out of memory within the block.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        told = re.search(r"Tried to allocate .*? GiB.*? is free", str(error))
-        batch = task.batch // dist.world()
-        now = task.microbatch or batch
-        raise ValueError(
-            f"a step does not fit into the GPU's memory ({told[0] if told else error}). "
-            f"run.microbatch={max(now // 2, 1)} halves what its forward passes hold (now {now} pictures at once, of {batch}) and "
-            f"changes no result; a smaller batch or model lowers it too. Checkpoints are whole; the same command goes on from "
-            f"the last."
-        ) from error
 
 
 def open_track(run: Run, how: RunParams) -> Track:

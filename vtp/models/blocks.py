@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vtp.compiling import compilable
 from vtp.models import kernels
@@ -47,6 +48,8 @@ Table = tuple[Tensor, Tensor]
 
 
 RMS_EPS = 1e-5
+SHORT = 64
+"""Tokens below which attention goes to the kernels for short sequences (`benchmarks/attention.py`)."""
 ALIGNED = 128
 """Channels of which the packed feed-forward's hidden width is a multiple."""
 
@@ -149,6 +152,14 @@ def rotate(x: Tensor, table: Table) -> Tensor:
     return x * cos + partner * sin
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention (B, heads, N, d), by the memory-efficient kernels where N is short: they are fastest there."""
+    if q.is_cuda and q.shape[-2] < SHORT:
+        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], set_priority=True):
+            return F.scaled_dot_product_attention(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection, rows ordered queries | keys | values."""
 
@@ -171,7 +182,7 @@ class Attention(nn.Module):
         sin, cos = (factor[:, None, None] for factor in table)
         q, k = rotate(qk, (sin, cos)).to(v.dtype).permute(2, 0, 3, 1, 4)
         v = v[:, :, 0].transpose(1, 2)
-        x = F.scaled_dot_product_attention(q, k, v)
+        x = attend(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(batch, tokens, width))
 
 
@@ -187,6 +198,8 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # Both gates in one product: the input is read once, and its gradient needs no sum.
         weight, bias = torch.cat((self.w1.weight, self.w2.weight)), torch.cat((self.w1.bias, self.w2.bias))
+        if kernels.wanted(x):
+            return self.w3(kernels.gated_plus(F.linear(x, weight), bias))
         return self.w3(gated(F.linear(x, weight, bias)))
 
     @torch.no_grad()

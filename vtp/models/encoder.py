@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtp.compiling import compilable
+from vtp.models import kernels
 from vtp.models.blocks import Block, BlockOptions, Rope, Table, init_linear, norm_layer
 
 
@@ -49,7 +50,9 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, width, patch, patch)
 
     def forward(self, images: Tensor) -> Tensor:
-        # A product over cut-out patches: convolutions whose stride is their width are slow on some devices.
+        if not kernels.wanted(images):
+            return self.proj(images).flatten(2).transpose(1, 2)
+        # Cut out and cast in one pass, a product like any other, and so is its gradient.
         p = self.proj.kernel_size[0]
         pixels = images.unflatten(2, (-1, p)).unflatten(4, (-1, p)).permute(0, 2, 4, 1, 3, 5)  # (B, h, w, 3, p, p)
         return F.linear(pixels.flatten(3).flatten(1, 2), self.proj.weight.flatten(1), self.proj.bias)

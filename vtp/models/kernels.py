@@ -128,3 +128,37 @@ def _gate_gradient(ctx: Any, grad: Tensor) -> Tensor:
 
 
 gated.register_autograd(_gate_gradient, setup_context=_keep_gate)
+
+
+@torch.library.custom_op("vtp::gated_plus", mutates_args=())
+def gated_plus(both: Tensor, bias: Tensor) -> Tensor:
+    """`gated` of both + bias: the bias (2 H,) is added here, so that its gradient is summed where that of `both` is written."""
+    from vtp.models import kernels_triton
+
+    return kernels_triton.gate_plus(both, bias)
+
+
+@gated_plus.register_fake
+def _(both: Tensor, bias: Tensor) -> Tensor:
+    return both.new_empty(*both.shape[:-1], both.shape[-1] // 2)
+
+
+@torch.library.custom_op("vtp::gated_plus_backward", mutates_args=())
+def _gated_plus_backward(grad: Tensor, both: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    from vtp.models import kernels_triton
+
+    return kernels_triton.gate_plus_backward(grad, both, bias)
+
+
+@_gated_plus_backward.register_fake
+def _(grad: Tensor, both: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return both.new_empty(both.shape), bias.new_empty(bias.shape, dtype=torch.float32)
+
+
+def _gate_plus_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    both, bias = ctx.saved_tensors
+    found, of_bias = _gated_plus_backward(grad, both, bias)
+    return found, of_bias.to(bias.dtype)
+
+
+gated_plus.register_autograd(_gate_plus_gradient, setup_context=_keep_gate)

@@ -14,6 +14,8 @@ from torch import Tensor
 TOKENS = 16
 """Tokens of one program in the backward pass, whose gradients of the norm weights it sums."""
 COLUMNS = 1024
+ROWS = 32
+"""Rows of one program of the gated unit's backward pass, whose gradients of the bias it sums."""
 
 
 @triton.jit
@@ -186,3 +188,55 @@ def gate_backward(grad: Tensor, both: Tensor) -> Tensor:
     out = torch.empty_like(both)
     _gate_backward[(both.numel() // both.shape[-1], triton.cdiv(hidden, COLUMNS))](grad, both, out, hidden, COLUMNS)
     return out
+
+
+@triton.jit
+def _gate_plus(both, bias, out, H: tl.constexpr, BLOCK: tl.constexpr):
+    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < H
+    a = tl.load(both + row * (2 * H) + column, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(both + row * (2 * H) + H + column, mask=inside, other=0.0).to(tl.float32)
+    a += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
+    b += tl.load(bias + H + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * H + column, (a * tl.sigmoid(a) * b).to(out.dtype.element_ty), mask=inside)
+
+
+def gate_plus(both: Tensor, bias: Tensor) -> Tensor:
+    both, hidden = both.contiguous(), both.shape[-1] // 2
+    out = both.new_empty(*both.shape[:-1], hidden)
+    _gate_plus[(both.numel() // both.shape[-1], triton.cdiv(hidden, COLUMNS))](both, bias.contiguous(), out, hidden, COLUMNS)
+    return out
+
+
+@triton.jit
+def _gate_plus_backward(grad, both, bias, out, sums, rows, H: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
+    program, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    known = column < H
+    a_bias = tl.load(bias + column, mask=known, other=0.0).to(tl.float32)
+    b_bias = tl.load(bias + H + column, mask=known, other=0.0).to(tl.float32)
+    a_sum, b_sum = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    for step in range(STEPS):
+        row = program * STEPS + step
+        inside = known & (row < rows)
+        g = tl.load(grad + row * H + column, mask=inside, other=0.0).to(tl.float32)
+        a = tl.load(both + row * (2 * H) + column, mask=inside, other=0.0).to(tl.float32) + a_bias
+        b = tl.load(both + row * (2 * H) + H + column, mask=inside, other=0.0).to(tl.float32) + b_bias
+        open_ = tl.sigmoid(a)
+        da, db = g * b * open_ * (1 + a * (1 - open_)), g * a * open_
+        tl.store(out + row * (2 * H) + column, da.to(out.dtype.element_ty), mask=inside)
+        tl.store(out + row * (2 * H) + H + column, db.to(out.dtype.element_ty), mask=inside)
+        a_sum += da
+        b_sum += db
+    tl.store(sums + program * (2 * H) + column, a_sum, mask=known)
+    tl.store(sums + program * (2 * H) + H + column, b_sum, mask=known)
+
+
+def gate_plus_backward(grad: Tensor, both: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    grad, both, hidden = grad.contiguous(), both.contiguous(), both.shape[-1] // 2
+    out, rows = torch.empty_like(both), both.numel() // both.shape[-1]
+    programs = triton.cdiv(rows, ROWS)
+    sums = torch.empty(programs, 2 * hidden, device=both.device, dtype=torch.float32)
+    _gate_plus_backward[(programs, triton.cdiv(hidden, COLUMNS))](
+        grad, both, bias.contiguous(), out, sums, rows, hidden, COLUMNS, ROWS
+    )
+    return out, sums.sum(0)
