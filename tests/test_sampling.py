@@ -163,7 +163,7 @@ def test_data_prediction_takes_the_steps_of_its_paper() -> None:
 
 @pytest.mark.parametrize("solver", ONE_CALL)
 def test_evaluations_are_counted(solver: str) -> None:
-    how = SampleParams(8, 8, solver, 6, 1.0, 2.0, (0.3, 1.0), "all")
+    how = SampleParams(8, 8, solver, 6, 1.0, 2.0, (0.3, 1.0), "all", False)
     latents, evaluations = draw(Recorder(), torch.zeros(2, 4, 2, 2), torch.tensor([1, 2]), 10, how)
     assert evaluations == 5
     assert latents.shape == (2, 4, 2, 2)
