@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vtp import dist
+from vtp.compiling import compilable
 from vtp.seeding import Draws
 
 TRIES = 10
@@ -104,27 +105,31 @@ def _blocks(draws: Draws, pictures: int, views: int, grid: tuple[int, int], targ
     patches or more, or one in sixteen of a grid that is smaller than 8 x 8. Differs from BEiT's loop in that a crop gets a fixed
     number of rounds, and that a round without a fitting rectangle is not the crop's last.
     """
-    h, w = grid
-    least, most = max(1, min(4, h * w // 16)), max(1, h * w // 2)
-    device = targets.device
-    # (ROUNDS, 4, rows, TRIES)
     u = draws.uniform("masks/blocks", pictures, views, ROUNDS, 4, TRIES).transpose(0, 1).flatten(0, 1).permute(1, 2, 0, 3)
-    aspects = torch.exp(math.log(ASPECT) * (1 - 2 * u[:, 1]))
-    y, x = torch.arange(h, device=device), torch.arange(w, device=device)
-    free = torch.ones(len(targets), h, w, device=device)
-    for i in range(ROUNDS):
-        left = targets - (h * w - free.sum((1, 2)))
-        areas = least + (left[:, None].clamp(max=most) - least) * u[i, 0]
-        high = (areas * aspects[i]).clamp_(min=0).sqrt_().round_()
-        wide = (areas / aspects[i]).clamp_(min=0).sqrt_().round_()
-        top = (u[i, 2] * (h - high + 1)).floor_()
-        start = (u[i, 3] * (w - wide + 1)).floor_()
-        rows = ((y >= top[..., None]) & (y < (top + high)[..., None])).float()  # (rows, TRIES, h)
-        columns = ((x >= start[..., None]) & (x < (start + wide)[..., None])).float()  # (rows, TRIES, w)
-        new = (torch.bmm(rows, free) * columns).sum(2)  # sums of a few hundred ones: exact
-        fits = (high < max(h, 2)) & (wide < max(w, 2)) & (new > 0) & (new <= left[:, None])
-        # argmax gives the first of equals; where none fits, an empty rectangle is laid
-        first = fits.int().argmax(1)[:, None, None]
-        row, column = rows.gather(1, first.expand(-1, 1, h)), columns.gather(1, first.expand(-1, 1, w))
-        free = free * (1 - row.transpose(1, 2) * column * fits.any(1)[:, None, None])
+    free = torch.ones(len(targets), *grid, device=targets.device)
+    for drawn in u:
+        free = _with_block(free, targets, drawn)
     return free == 0
+
+
+@compilable
+def _with_block(free: Tensor, targets: Tensor, u: Tensor) -> Tensor:
+    """Lay the first of some proposed blocks that fits: (rows, h, w), 1 where a patch is free, from draws (4, rows, TRIES)."""
+    h, w = free.shape[1:]
+    least, most = max(1, min(4, h * w // 16)), max(1, h * w // 2)
+    y, x = torch.arange(h, device=free.device), torch.arange(w, device=free.device)
+    left = targets - (h * w - free.sum((1, 2)))
+    areas = least + (left[:, None].clamp(max=most) - least) * u[0]
+    aspects = torch.exp(math.log(ASPECT) * (1 - 2 * u[1]))
+    high = (areas * aspects).clamp_(min=0).sqrt_().round_()
+    wide = (areas / aspects).clamp_(min=0).sqrt_().round_()
+    top = (u[2] * (h - high + 1)).floor_()
+    start = (u[3] * (w - wide + 1)).floor_()
+    rows = ((y >= top[..., None]) & (y < (top + high)[..., None])).float()  # (rows, TRIES, h)
+    columns = ((x >= start[..., None]) & (x < (start + wide)[..., None])).float()  # (rows, TRIES, w)
+    new = (torch.bmm(rows, free) * columns).sum(2)  # sums of a few hundred ones: exact
+    fits = (high < max(h, 2)) & (wide < max(w, 2)) & (new > 0) & (new <= left[:, None])
+    # argmax gives the first of equals; where none fits, an empty rectangle is laid
+    first = fits.int().argmax(1)[:, None, None]
+    row, column = rows.gather(1, first.expand(-1, 1, h)), columns.gather(1, first.expand(-1, 1, w))
+    return free * (1 - row.transpose(1, 2) * column * fits.any(1)[:, None, None])
