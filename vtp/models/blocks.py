@@ -175,13 +175,18 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, table: Table) -> Tensor:
         batch, tokens, width = x.shape
-        # Queries and keys stay together: their norm and turn are one kernel, and so is the way back.
-        qk, v = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).split((2, 1), dim=2)
-        if self.qk_norm:
-            qk = rms_norm(qk, torch.stack((self.q_norm.weight, self.k_norm.weight))[:, None])
-        sin, cos = (factor[:, None, None] for factor in table)
-        q, k = rotate(qk, (sin, cos)).to(v.dtype).permute(2, 0, 3, 1, 4)
-        v = v[:, :, 0].transpose(1, 2)
+        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
+        if self.qk_norm and kernels.wanted(qkv):
+            weights = self.q_norm.weight, self.k_norm.weight
+            q, k, v = kernels.heads_of(qkv, *weights, *table, RMS_EPS, interleaved=False)
+        else:
+            # Queries and keys stay together: their norm and turn are one kernel, and so is the way back.
+            qk, v = qkv.split((2, 1), dim=2)
+            if self.qk_norm:
+                qk = rms_norm(qk, torch.stack((self.q_norm.weight, self.k_norm.weight))[:, None])
+            sin, cos = (factor[:, None, None] for factor in table)
+            q, k = rotate(qk, (sin, cos)).to(v.dtype).permute(2, 0, 3, 1, 4)
+            v = v[:, :, 0].transpose(1, 2)
         x = attend(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(batch, tokens, width))
 

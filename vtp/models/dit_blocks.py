@@ -141,8 +141,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
         if isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm) and rope is not None and kernels.wanted(qkv):
             weights = self.q_norm.weight, self.k_norm.weight
-            heads = kernels.turned_heads(qkv, *weights, rope.freqs_sin, rope.freqs_cos, EPS, interleaved=True)
-            q, k, v = (part.transpose(1, 2) for part in heads)
+            q, k, v = kernels.heads_of(qkv, *weights, rope.freqs_sin, rope.freqs_cos, EPS, interleaved=True)
         else:
             q, k, v = qkv.permute(2, 0, 3, 1, 4)
             q, k = self.q_norm(q), self.k_norm(k)

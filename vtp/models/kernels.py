@@ -27,14 +27,15 @@ def turned_heads(
         qkv: (B, N, 3, heads, d), contiguous.
         q_weight, k_weight: (d,) of the RMS norms, whose statistics have `eps` added.
         sin, cos: (N, d) of each token's angles.
-        interleaved: pairs (2i, 2i + 1) turn together; else (i, i + d / 2).
+        interleaved: pairs (2i, 2i + 1) turn together; else (i, i + d / 2), and the sines of the first half are negative already.
 
     Returns:
         Three tensors (B, N, heads, d) of the type of `qkv`.
     """
     from vtp.models import kernels_triton
 
-    return kernels_triton.turn(qkv, q_weight, k_weight, sin, cos, eps, interleaved)
+    q, k, v = kernels_triton.turn(qkv, q_weight, k_weight, sin, cos, eps, interleaved, values=True)
+    return q, k, v
 
 
 @turned_heads.register_fake
@@ -43,6 +44,37 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = (qkv.new_empty(*qkv.shape[:2], *qkv.shape[3:]) for _ in range(3))
     return q, k, v
+
+
+@torch.library.custom_op("vtp::turned_pair", mutates_args=())
+def _turned_pair(
+    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, sin: Tensor, cos: Tensor, eps: float, interleaved: bool
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys alone, where no gradient is wanted."""
+    from vtp.models import kernels_triton
+
+    q, k = kernels_triton.turn(qkv, q_weight, k_weight, sin, cos, eps, interleaved, values=False)
+    return q, k
+
+
+@_turned_pair.register_fake
+def _(
+    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, sin: Tensor, cos: Tensor, eps: float, interleaved: bool
+) -> tuple[Tensor, Tensor]:
+    q, k = (qkv.new_empty(*qkv.shape[:2], *qkv.shape[3:]) for _ in range(2))
+    return q, k
+
+
+def heads_of(
+    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, sin: Tensor, cos: Tensor, eps: float, *, interleaved: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `turned_heads` gives, as attention takes it: (B, heads, N, d). Without gradients the values stay where they are."""
+    if torch.is_grad_enabled():
+        q, k, v = turned_heads(qkv, q_weight, k_weight, sin, cos, eps, interleaved)
+    else:
+        q, k = _turned_pair(qkv, q_weight, k_weight, sin, cos, eps, interleaved)
+        v = qkv[:, :, 2]
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 @torch.library.custom_op("vtp::turned_heads_backward", mutates_args=())

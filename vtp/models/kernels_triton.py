@@ -1,7 +1,7 @@
 """The Triton code of `kernels.py`: each kernel reads its inputs once and writes its outputs once.
 
-Letters: H heads, D head width, both filled up to powers of two (BH, BD) where blocks need them. `mate` is the other channel of a
-rotating pair, `sign` what its product with the sine is added with.
+Letters: H heads, D head width, both filled up to powers of two (BH, BD) where blocks need them. A tile is the heads of one token,
+(BH, BD), and is held as two halves, the first and the second channel of every pair that turns together: (BH, BD / 2) each.
 """
 
 from __future__ import annotations
@@ -19,111 +19,146 @@ ROWS = 32
 
 
 @triton.jit
-def _pairs(channel, D: tl.constexpr, INTERLEAVED: tl.constexpr):
+def _load(pointer, step, H: tl.constexpr, D: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """Both halves in float32 of a tile whose heads are `step` apart; a table of one row has H = 1."""
+    head = tl.arange(0, BH)[:, None]
     if INTERLEAVED:
-        first = channel % 2 == 0
-        mate = tl.where(first, channel + 1, channel - 1)
+        channel = tl.arange(0, BD)[None, :]
+        tile = tl.load(pointer + head * step + channel, mask=(head < H) & (channel < D), other=0.0).to(tl.float32)
+        first, second = tl.split(tl.reshape(tile, (BH, BD // 2, 2)))
     else:
-        first = channel < D // 2
-        mate = tl.where(first, channel + D // 2, channel - D // 2)
-    return mate, tl.where(first, -1.0, 1.0)
+        channel = tl.arange(0, BD // 2)[None, :]
+        inside = (head < H) & (channel < D // 2)
+        first = tl.load(pointer + head * step + channel, mask=inside, other=0.0).to(tl.float32)
+        second = tl.load(pointer + head * step + D // 2 + channel, mask=inside, other=0.0).to(tl.float32)
+    return first, second
 
 
 @triton.jit
-def _turn_one(source, weight, out, at, across, channel, mate, inside, known, sin, cos, eps, D: tl.constexpr):
-    x = tl.load(source + at, mask=inside, other=0.0).to(tl.float32)
-    y = tl.load(source + across, mask=inside, other=0.0).to(tl.float32)
-    w = tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)
-    wy = tl.load(weight + mate, mask=known, other=0.0).to(tl.float32)
-    scale = tl.rsqrt(tl.sum(x * x, 1) / D + eps)[:, None]
-    turned = scale * (x * w * cos + y * wy * sin)
-    tl.store(out + at, turned.to(out.dtype.element_ty), mask=inside)
+def _sines(pointer, D: tl.constexpr, BD: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """A row of sines, those of the first channels negative, as tables of halves hold them already."""
+    first, second = _load(pointer, 0, 1, D, 1, BD, INTERLEAVED)
+    if INTERLEAVED:
+        first = -first
+    return first, second
+
+
+@triton.jit
+def _store(
+    pointer, first, second, H: tl.constexpr, D: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr, INTERLEAVED: tl.constexpr
+):  # fmt: skip
+    """The inverse of `_load`, heads D apart."""
+    head = tl.arange(0, BH)[:, None]
+    kind = pointer.dtype.element_ty
+    if INTERLEAVED:
+        channel = tl.arange(0, BD)[None, :]
+        tile = tl.reshape(tl.join(first.to(kind), second.to(kind)), (BH, BD))
+        tl.store(pointer + head * D + channel, tile, mask=(head < H) & (channel < D))
+    else:
+        channel = tl.arange(0, BD // 2)[None, :]
+        inside = (head < H) & (channel < D // 2)
+        tl.store(pointer + head * D + channel, first.to(kind), mask=inside)
+        tl.store(pointer + head * D + D // 2 + channel, second.to(kind), mask=inside)
+
+
+@triton.jit
+def _scale(a, b, eps, D: tl.constexpr):
+    """One over the root mean square of every head."""
+    return tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / D + eps)[:, None]
+
+
+@triton.jit
+def _copy(source, out, H: tl.constexpr, D: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr):
+    head, channel = tl.arange(0, BH)[:, None], tl.arange(0, BD)[None, :]
+    inside = (head < H) & (channel < D)
+    tl.store(out + head * D + channel, tl.load(source + head * D + channel, mask=inside), mask=inside)
 
 
 @triton.jit
 def _turn(
     qkv, q_weight, k_weight, sin, cos, q, k, v, places, eps,
-    H: tl.constexpr, D: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr, INTERLEAVED: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr, INTERLEAVED: tl.constexpr, VALUES: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0)
     place = token % places
-    head, channel = tl.arange(0, BH)[:, None], tl.arange(0, BD)[None, :]
-    known = channel < D
-    inside = (head < H) & known
-    mate, sign = _pairs(channel, D, INTERLEAVED)
-    c = tl.load(cos + place * D + channel, mask=known, other=0.0).to(tl.float32)
-    s = tl.load(sin + place * D + channel, mask=known, other=0.0).to(tl.float32) * sign
-    at, across = head * D + channel, head * D + mate
     source, out = qkv + token.to(tl.int64) * (3 * H * D), token.to(tl.int64) * (H * D)
-    _turn_one(source, q_weight, q + out, at, across, channel, mate, inside, known, s, c, eps, D)
-    _turn_one(source + H * D, k_weight, k + out, at, across, channel, mate, inside, known, s, c, eps, D)
-    tl.store(v + out + at, tl.load(source + 2 * H * D + at, mask=inside), mask=inside)
+    qa, qb = _load(source, D, H, D, BH, BD, INTERLEAVED)
+    ka, kb = _load(source + H * D, D, H, D, BH, BD, INTERLEAVED)
+    ca, cb = _load(cos + place * D, 0, 1, D, 1, BD, INTERLEAVED)
+    sa, sb = _sines(sin + place * D, D, BD, INTERLEAVED)
+    wa, wb = _load(q_weight, 0, 1, D, 1, BD, INTERLEAVED)
+    scale = _scale(qa, qb, eps, D)
+    qa, qb = qa * scale * wa, qb * scale * wb
+    _store(q + out, qa * ca + qb * sa, qb * cb + qa * sb, H, D, BH, BD, INTERLEAVED)
+    wa, wb = _load(k_weight, 0, 1, D, 1, BD, INTERLEAVED)
+    scale = _scale(ka, kb, eps, D)
+    ka, kb = ka * scale * wa, kb * scale * wb
+    _store(k + out, ka * ca + kb * sa, kb * cb + ka * sb, H, D, BH, BD, INTERLEAVED)
+    if VALUES:
+        _copy(source + 2 * H * D, v + out, H, D, BH, BD)
+
+
+def _blocks(heads: int, width: int) -> tuple[int, int]:
+    return triton.next_power_of_2(heads), triton.next_power_of_2(width)
+
+
+def _warps(heads: int, width: int) -> int:
+    """So many that a thread holds the eight neighbours that one access moves: fewer, and tiles are shuffled between threads."""
+    bh, bd = _blocks(heads, width)
+    return max(1, min(16, bh * bd // 256))
 
 
 def turn(
-    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, sin: Tensor, cos: Tensor, eps: float, interleaved: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, sin: Tensor, cos: Tensor, eps: float, interleaved: bool, values: bool
+) -> list[Tensor]:
+    """Queries, keys and, if asked for, values."""
     batch, tokens, _, heads, width = qkv.shape
     qkv = qkv.contiguous()
     assert sin.shape == cos.shape == (tokens, width)
-    q, k, v = (qkv.new_empty(batch, tokens, heads, width) for _ in range(3))
-    blocks = triton.next_power_of_2(heads), triton.next_power_of_2(width)
+    out = [qkv.new_empty(batch, tokens, heads, width) for _ in range(3 if values else 2)]
     _turn[(batch * tokens,)](
-        qkv, q_weight, k_weight, sin.contiguous(), cos.contiguous(), q, k, v, tokens, eps, heads, width, *blocks, interleaved
-    )
-    return q, k, v
-
-
-@triton.jit
-def _turn_one_backward(
-    grad, step, source, weight, out, at, across, channel, mate, head, inside, known, sin, cos, eps, D: tl.constexpr
-):  # fmt: skip
-    g = tl.load(grad + head * step + channel, mask=inside, other=0.0).to(tl.float32)
-    h = tl.load(grad + head * step + mate, mask=inside, other=0.0).to(tl.float32)
-    x = tl.load(source + at, mask=inside, other=0.0).to(tl.float32)
-    w = tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)
-    scale = tl.rsqrt(tl.sum(x * x, 1) / D + eps)[:, None]
-    unturned = g * cos + h * sin
-    normal = x * scale
-    through = unturned * w
-    shared = tl.sum(through * normal, 1)[:, None] / D
-    tl.store(out + at, (scale * (through - normal * shared)).to(out.dtype.element_ty), mask=inside)
-    return tl.sum(unturned * normal, 0)
+        qkv, q_weight, k_weight, sin.contiguous(), cos.contiguous(), out[0], out[1], out[-1], tokens, eps,
+        heads, width, *_blocks(heads, width), interleaved, values, num_warps=_warps(heads, width),
+    )  # fmt: skip
+    return out
 
 
 @triton.jit
 def _turn_backward(
-    dq, dk, dv, qkv, q_weight, k_weight, sin, cos, dqkv, weights, rows, places, eps,
-    q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head,
-    H: tl.constexpr, D: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr, INTERLEAVED: tl.constexpr, STEPS: tl.constexpr,
+    grad, dv, qkv, weight, sin, cos, dqkv, sums, rows, places, eps,
+    H: tl.constexpr, D: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr, INTERLEAVED: tl.constexpr,
+    PART: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
+    """Part 0, queries, also hands the gradient of the values on; part 1, keys."""
     program = tl.program_id(0)
-    head, channel = tl.arange(0, BH)[:, None], tl.arange(0, BD)[None, :]
-    known = channel < D
-    mate, sign = _pairs(channel, D, INTERLEAVED)
-    at, across = head * D + channel, head * D + mate
-    q_sum, k_sum = tl.zeros((BD,), tl.float32), tl.zeros((BD,), tl.float32)
+    wa, wb = _load(weight, 0, 1, D, 1, BD, INTERLEAVED)
+    # Summed over heads only at the end: a sum across threads costs more than all the rest of a step.
+    sum_a, sum_b = tl.zeros((BH, BD // 2), tl.float32), tl.zeros((BH, BD // 2), tl.float32)
     for step in range(STEPS):
-        token = (program * STEPS + step).to(tl.int64)
-        inside = (head < H) & known & (token < rows)
-        row, place = token // places, token % places
-        c = tl.load(cos + place * D + channel, mask=known, other=0.0).to(tl.float32)
-        # The mate's sine with the mate's sign: the transpose of the rotation.
-        s = tl.load(sin + place * D + mate, mask=known, other=0.0).to(tl.float32) * -sign
-        source, out = qkv + token * (3 * H * D), dqkv + token * (3 * H * D)
-        grad = dq + row * q_batch + place * q_token
-        q_sum += _turn_one_backward(
-            grad, q_head, source, q_weight, out, at, across, channel, mate, head, inside, known, s, c, eps, D
-        )
-        grad = dk + row * k_batch + place * k_token
-        k_sum += _turn_one_backward(
-            grad, k_head, source + H * D, k_weight, out + H * D, at, across, channel, mate, head, inside, known, s, c, eps, D
-        )
-        value = tl.load(dv + row * v_batch + place * v_token + head * v_head + channel, mask=inside)
-        tl.store(out + 2 * H * D + at, value, mask=inside)
-    one = tl.arange(0, BD)
-    tl.store(weights + program * (2 * D) + one, q_sum, mask=one < D)
-    tl.store(weights + program * (2 * D) + D + one, k_sum, mask=one < D)
+        token = program * STEPS + step
+        if token < rows:
+            place, wide = token % places, token.to(tl.int64) * (H * D)
+            a, b = _load(qkv + 3 * wide + PART * H * D, D, H, D, BH, BD, INTERLEAVED)
+            ga, gb = _load(grad + wide, D, H, D, BH, BD, INTERLEAVED)
+            ca, cb = _load(cos + place * D, 0, 1, D, 1, BD, INTERLEAVED)
+            sa, sb = _sines(sin + place * D, D, BD, INTERLEAVED)
+            scale = _scale(a, b, eps, D)
+            a, b = a * scale, b * scale
+            # The rotation transposed.
+            ua, ub = ga * ca + gb * sb, gb * cb + ga * sa
+            ta, tb = ua * wa, ub * wb
+            shared = (tl.sum(ta * a, 1) + tl.sum(tb * b, 1))[:, None] / D
+            sum_a += ua * a
+            sum_b += ub * b
+            out = dqkv + 3 * wide
+            _store(out + PART * H * D, scale * (ta - a * shared), scale * (tb - b * shared), H, D, BH, BD, INTERLEAVED)
+            if PART == 0:
+                _copy(dv + wide, out + 2 * H * D, H, D, BH, BD)
+    half = tl.arange(0, BD // 2)
+    # Sums are kept in halves, whatever the order of the channels.
+    here = sums + program * (2 * D) + PART * D + half
+    tl.store(here, tl.sum(sum_a, 0), mask=half < D // 2)
+    tl.store(here + D // 2, tl.sum(sum_b, 0), mask=half < D // 2)
 
 
 def turn_backward(
@@ -139,18 +174,17 @@ def turn_backward(
     interleaved: bool,
 ) -> tuple[Tensor, Tensor]:
     batch, tokens, _, heads, width = qkv.shape
-    dq, dk, dv = (g if g.stride(-1) == 1 else g.contiguous() for g in (dq, dk, dv))
-    qkv = qkv.contiguous()
+    qkv, dv, sin, cos = (tensor.contiguous() for tensor in (qkv, dv, sin, cos))
     dqkv, rows = torch.empty_like(qkv), batch * tokens
     programs = triton.cdiv(rows, TOKENS)
-    weights = torch.empty(programs, 2, width, device=qkv.device, dtype=torch.float32)
-    strides = [stride for g in (dq, dk, dv) for stride in g.stride()[:3]]
-    blocks = triton.next_power_of_2(heads), triton.next_power_of_2(width)
-    _turn_backward[(programs,)](
-        dq, dk, dv, qkv, q_weight, k_weight, sin.contiguous(), cos.contiguous(), dqkv, weights, rows, tokens, eps,
-        *strides, heads, width, *blocks, interleaved, TOKENS,
-    )  # fmt: skip
-    return dqkv, weights.sum(0)
+    sums = torch.empty(programs, 2, 2, width // 2, device=qkv.device, dtype=torch.float32)
+    for part, (grad, weight) in enumerate(((dq, q_weight), (dk, k_weight))):
+        _turn_backward[(programs,)](
+            grad.contiguous(), dv, qkv, weight, sin, cos, dqkv, sums, rows, tokens, eps, heads, width, *_blocks(heads, width),
+            interleaved, part, TOKENS, num_warps=_warps(heads, width),
+        )  # fmt: skip
+    halves = sums.sum(0)
+    return dqkv, (halves.transpose(1, 2) if interleaved else halves).flatten(1)
 
 
 @triton.jit
