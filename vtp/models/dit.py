@@ -79,15 +79,26 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Latents x (B, C, h, w) at times t (B,) in [0, 1] with labels (B,) int64 -> velocity (B, C, h, w)."""
         tokens = self.x_embedder(x)
-        # Under autocast the sum of all blocks is carried in the precision of what enters it here: bfloat16.
-        tokens = tokens + self.pos_embed.to(tokens.dtype)
         condition = self.t_embedder(t) + self.y_embedder(labels)
+        gate, added = self.positions(tokens)
         for block in self.blocks:
-            tokens = block(tokens, condition, self.feat_rope)
+            tokens, gate, added = block(tokens, gate, added, condition, self.feat_rope)
+        tokens = torch.addcmul(tokens, gate[:, None], added)
         side, patch = self.options.side, self.options.patch
         values = self.final_layer(tokens, condition).unflatten(2, (patch, patch, -1)).unflatten(1, (side, side))
         picture = values.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
         return picture[:, : self.options.latent_channels]
+
+    def positions(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What the first block adds to `tokens` (B, N, D), in the form in which blocks hand on: a gate (B, D) of ones, positions.
+
+        Under autocast the sum of all blocks is carried in the precision of what enters it here: bfloat16. Strides and gradients
+        are those of later blocks, so that compiled code for one serves all.
+        """
+        parts = 6 if self.options.shift else 4
+        gate = tokens.new_ones(len(tokens), parts * tokens.shape[2])[:, -tokens.shape[2] :]
+        added = self.pos_embed.to(tokens.dtype).expand_as(tokens).contiguous()
+        return gate.requires_grad_(tokens.requires_grad), added.requires_grad_(tokens.requires_grad)
 
     @classmethod
     def from_tensors(cls, options: DitOptions, tensors: Mapping[str, Tensor], where: Path) -> DiT:

@@ -202,7 +202,11 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
 
 
 class Block(nn.Module):
-    """Attention and feed-forward; the conditioning scales, shifts and gates each of them."""
+    """Attention and feed-forward; the conditioning scales, shifts and gates each of them.
+
+    What the feed-forward adds is handed to the next block, which adds it as it reads the sum for its norm. Compiled block by
+    block, the sum of all is then read and written once less.
+    """
 
     def __init__(self, options: DitOptions) -> None:
         super().__init__()
@@ -212,8 +216,11 @@ class Block(nn.Module):
         self.mlp = feed_forward(options)
         self.adaLN_modulation = modulation(options, 6 if options.shift else 4)
 
-    def forward(self, x: Tensor, condition: Tensor, rope: Rope | None) -> Tensor:
-        """x (B, N, D), condition (B, D) -> (B, N, D)."""
+    def forward(
+        self, x: Tensor, gate: Tensor, added: Tensor, condition: Tensor, rope: Rope | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The sum so far is x + gate * added, of (B, N, D), (B, D), (B, N, D); with condition (B, D) -> the same three, later."""
+        x = torch.addcmul(x, gate[:, None], added)
         vectors = self.adaLN_modulation(condition)
         shift_a: Tensor | None = None
         shift_m: Tensor | None = None
@@ -222,7 +229,7 @@ class Block(nn.Module):
         else:
             scale_a, gate_a, scale_m, gate_m = vectors.chunk(4, -1)
         x = torch.addcmul(x, gate_a[:, None], self.attn(modulate(self.norm1(x), scale_a, shift_a), rope))
-        return torch.addcmul(x, gate_m[:, None], self.mlp(modulate(self.norm2(x), scale_m, shift_m)))
+        return x, gate_m, self.mlp(modulate(self.norm2(x), scale_m, shift_m))
 
 
 class PatchEmbed(nn.Module):
