@@ -29,8 +29,7 @@ def heads_errors(interleaved: bool, heads: int, width: int, side: int) -> list[f
         rope = dit_blocks.Rope(width, side)
         sin, cos, eps, turn = rope.freqs_sin, rope.freqs_cos, dit_blocks.EPS, rope
     else:
-        sin, cos = blocks.Rope(width, "float32").waves(side, side)
-        table = blocks.Rope(width, "float32")(side, side, 0)
+        sin, cos = table = blocks.Rope(width, "float32")(side, side, 1)
         eps, turn = blocks.RMS_EPS, lambda x: blocks.rotate(x, table)
     draw = generator(0, "kernels")
     qkv = torch.randn(2, len(sin), 3, heads, width, generator=draw, requires_grad=True)
