@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 import torch
 
-from tests.tasks.conftest import build
 from vtp.config import load
 from vtp.engine.session import start
 
@@ -19,13 +18,3 @@ def test_a_gpu_without_bfloat16_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     with pytest.raises(ValueError, match=r"Tesla T4 has no bfloat16 arithmetic.*run\.device=cpu"):
         start(dataclasses.replace(load().run, device="cuda"))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_step_cannot_be_recorded_on_a_cpu():
-    from vtp.engine.checkpoint import State
-    from vtp.engine.loop import stepper
-
-    task = build("pretrain")
-    with pytest.raises(ValueError, match=r"run\.replay=true needs one process with a GPU"):
-        stepper(task, State(task.models, {}), 0, torch.device("cpu"), replayed=True)
