@@ -91,6 +91,11 @@ def test_an_undecodable_division_is_named():
         step(build("pretrain", microbatch=3))
 
 
+def test_a_piece_without_a_picture_to_reconstruct_is_named():
+    with pytest.raises(ValueError, match=r"run\.microbatch=1 does not divide by 2"):
+        build("pretrain", "pretrain.share_clip_view=true", microbatch=1)
+
+
 @pytest.mark.slow
 def test_compiled_is_as_written():
     plain, fast = build("pretrain"), build("pretrain")

@@ -89,6 +89,12 @@ class Pretrain(Task):
         generator: torch.Generator,
         microbatch: int | None,
     ) -> None:
+        stride = params.batch // params.reconstruction_batch
+        if params.share_clip_view and microbatch is not None and microbatch < params.batch and microbatch % stride:
+            raise ValueError(
+                f"run.microbatch={microbatch} does not divide by {stride}, of which one picture is reconstructed; "
+                f"pretrain.share_clip_view=true needs a multiple."
+            )
         self.params, self.image_size, self.perceptual = params, image_size, perceptual
         self.tokenizer = tokenizer
         if "clip" in params.objective and params.contrast == "sigmoid" and tokenizer.options.logit.bias is None:
