@@ -173,8 +173,11 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(width // self.heads)
         self.qk_norm = options.qk_norm
 
-    def forward(self, x: Tensor, table: Table) -> Tensor:
+    def forward(self, x: Tensor, table: Table, asked: int | None = None) -> Tensor:
+        """Tokens (B, N, D) after attention; of `asked` tokens in front, if not of all, as what they see of all."""
         batch, tokens, width = x.shape
+        if asked is not None:
+            return self._front(x, table, asked)
         qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
         if self.qk_norm and kernels.wanted(qkv):
             weights = self.q_norm.weight, self.k_norm.weight
@@ -189,6 +192,18 @@ class Attention(nn.Module):
             v = v[:, :, 0].transpose(1, 2)
         x = attend(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(batch, tokens, width))
+
+    def _front(self, x: Tensor, table: Table, asked: int) -> Tensor:
+        batch, tokens, width = x.shape
+        (q_weight, kv_weight), (q_bias, kv_bias) = (part.split((width, 2 * width)) for part in (self.qkv.weight, self.qkv.bias))
+        q = F.linear(x[:, :asked], q_weight, q_bias).unflatten(2, (self.heads, -1))
+        k, v = F.linear(x, kv_weight, kv_bias).view(batch, tokens, 2, self.heads, width // self.heads).unbind(2)
+        if self.qk_norm:
+            q, k = rms_norm(q, self.q_norm.weight), rms_norm(k, self.k_norm.weight)
+        sin, cos = (factor[:, None] for factor in table)
+        q, k = rotate(q, (sin[:asked], cos[:asked])).to(v.dtype), rotate(k, (sin, cos)).to(v.dtype)
+        x = attend(*(part.transpose(1, 2) for part in (q, k, v)))
+        return self.proj(x.transpose(1, 2).reshape(batch, asked, width))
 
 
 class SwiGLU(nn.Module):
@@ -292,9 +307,10 @@ class Block(nn.Module):
         self.ls1 = LayerScale(options.width, scale) if scale else nn.Identity()
         self.ls2 = LayerScale(options.width, scale) if scale else nn.Identity()
 
-    def forward(self, x: Tensor, table: Table, keep: Tensor | None = None) -> Tensor:
-        attended = self.ls1(self.attn(self.norm1(x), table))
-        x = x + (attended if keep is None else attended * keep[:, 0, None, None].to(x.dtype))
+    def forward(self, x: Tensor, table: Table, keep: Tensor | None = None, asked: int | None = None) -> Tensor:
+        """Tokens (B, N, D) after the block; of `asked` tokens in front, if not of all."""
+        attended = self.ls1(self.attn(self.norm1(x), table, asked))
+        x = x[:, :asked] + (attended if keep is None else attended * keep[:, 0, None, None].to(x.dtype))
         transformed = self.ls2(self.mlp(self.norm2(x)))
         return x + (transformed if keep is None else transformed * keep[:, 1, None, None].to(x.dtype))
 

@@ -89,17 +89,21 @@ class Encoder(nn.Module):
         if self.options.registers:
             self.storage_tokens.normal_(std=0.02, generator=generator)
 
-    def forward(self, images: Tensor, mask: Tensor | None = None, keep: Tensor | None = None) -> Features:
+    def forward(
+        self, images: Tensor, mask: Tensor | None = None, keep: Tensor | None = None, *, patches: bool = True
+    ) -> Features:
         """Features of pictures.
 
         Args:
             images: (B, 3, H, W), ImageNet-normalised.
             mask: (B, N) bool, True = hidden: these patches are replaced by the mask token.
             keep: (B, depth, 2) factors of the residual branches (stochastic depth), drawn by the caller.
+            patches: False: nobody reads them; the last block then makes the class token alone, and `patches` has none.
         """
         x, table, prefix = self.embed(images, mask)
         for i, block in enumerate(self.blocks):
-            x = block(x, table, None if keep is None else keep[:, i])
+            asked = None if patches or i + 1 < len(self.blocks) else 1
+            x = block(x, table, None if keep is None else keep[:, i], asked)
         x = self.norm(x)
         return Features(x[:, 0], x[:, prefix:])
 

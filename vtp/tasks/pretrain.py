@@ -44,9 +44,11 @@ class Distiller(nn.Module):
         self.register_buffer("cls_centre", torch.zeros(prototypes))
         self.register_buffer("patch_centre", torch.zeros(prototypes))
 
-    def forward(self, pixels: Tensor, mask: Tensor | None = None, keep: Tensor | None = None) -> Features:
+    def forward(
+        self, pixels: Tensor, mask: Tensor | None = None, keep: Tensor | None = None, *, patches: bool = True
+    ) -> Features:
         """Features of pictures in [0, 1], through the bottleneck where every head reads it."""
-        features = self.encoder(normalize(pixels), mask, keep)
+        features = self.encoder(normalize(pixels), mask, keep, patches=patches)
         if not self.bottleneck_for_all:
             return features
         return Features(self.encoder.bottleneck(features.cls), self.encoder.bottleneck(features.patches))
@@ -152,9 +154,11 @@ class Pretrain(Task):
         if self.params.share_clip_view:
             rebuilt = draws.subset("reconstruction_subset", self.batch, self.params.reconstruction_batch)
 
+        read = rebuilt is not None or self.tokenizer.options.clip_feature != "cls"
+
         def encode(rows: slice) -> Encoded:
             pixels = view.of(rows)
-            features = self.tokenizer.encoder(normalize(pixels), keep=_rows(keep, rows))
+            features = self.tokenizer.encoder(normalize(pixels), keep=_rows(keep, rows), patches=read)
             embeddings = self.tokenizer.project(features), self.tokenizer.encode_text(tokens[rows])
             if rebuilt is None or not torch.is_grad_enabled():
                 return embeddings, {}
@@ -196,7 +200,8 @@ class Pretrain(Task):
                 return features.cls.chunk(2), {}
             read = [features.cls, features.patches.flatten(0, 1).index_select(0, lesson.places.indices)]
             if small is not None:
-                read.append(self.student(small.of(rows), None, None if kept is None else kept[2:].flatten(0, 1)).cls)
+                kept = None if kept is None else kept[2:].flatten(0, 1)
+                read.append(self.student(small.of(rows), None, kept, patches=False).cls)
             scores = self.student.head(torch.cat(read))
             cls, patches = self.teacher.head.scores(lesson.cls), self.teacher.head.scores(lesson.patches)
             dino, ibot = distillation_losses(scores, cls, patches, prices, lesson.places.weights, ssl.student_temperature)
