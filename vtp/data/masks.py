@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from vtp import dist
-from vtp.compiling import compilable
 from vtp.seeding import Draws
 
 TRIES = 10
@@ -112,9 +111,11 @@ def _blocks(draws: Draws, pictures: int, views: int, grid: tuple[int, int], targ
     return free == 0
 
 
-@compilable
 def _with_block(free: Tensor, targets: Tensor, u: Tensor) -> Tensor:
-    """Lay the first of some proposed blocks that fits: (rows, h, w), 1 where a patch is free, from draws (4, rows, TRIES)."""
+    """Lay the first of some proposed blocks that fits: (rows, h, w), 1 where a patch is free, from draws (4, rows, TRIES).
+
+    Never compiled: other roundings would lay other blocks.
+    """
     h, w = free.shape[1:]
     least, most = max(1, min(4, h * w // 16)), max(1, h * w // 2)
     y, x = torch.arange(h, device=free.device), torch.arange(w, device=free.device)

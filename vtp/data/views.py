@@ -133,12 +133,6 @@ def random_boxes(
         (copies * b, 4) float, crop-major: y0, x0, y1, x1 in pixels, for this rank's b pictures.
     """
     u = draws.uniform(purpose, total, copies, 4, TRIES).transpose(0, 1).flatten(0, 1)
-    return _first_that_fits(u, height, width, scale, ratio)
-
-
-@compilable
-def _first_that_fits(u: Tensor, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
-    """The boxes of `random_boxes` from uniform draws (n, 4, TRIES)."""
     area = height * width * (scale[0] + (scale[1] - scale[0]) * u[:, 0])
     low, high = math.log(ratio[0]), math.log(ratio[1])
     shape = torch.exp(low + (high - low) * u[:, 1])
