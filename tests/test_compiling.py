@@ -40,3 +40,19 @@ def test_numbers_that_change_as_tensors_cost_one_compilation_and_a_shape_another
         assert graphs() == before + 2
     curve(torch.ones(7), torch.tensor(0.0))
     assert graphs() == before + 2
+
+
+@compilable
+def distance(x: Tensor) -> Tensor:
+    return (x.sin() * x.cos()).square().sum()
+
+
+@pytest.mark.slow
+def test_compiled_code_can_be_run_backwards_twice():
+    x = torch.arange(3.0, requires_grad=True)
+    with compiled(True):
+        y = x * 2
+        first, second = distance(y), y.sum()
+        one = torch.autograd.grad(first + second, x, retain_graph=True)[0]
+        two = torch.autograd.grad(first, x)[0]
+    torch.testing.assert_close(one - two, torch.full((3,), 2.0))

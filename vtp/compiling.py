@@ -53,5 +53,7 @@ def _fused(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def allow_shapes() -> None:
-    """Let compiled code be specialised to `SHAPES` shapes, where torch would give up at 8."""
+    """Let compiled code be specialised to `SHAPES` shapes, where torch would give up at 8, and be run backwards twice."""
     torch._dynamo.config.recompile_limit = SHAPES
+    # A decoder's losses are differentiated twice, one after the other; compiled code would have given its buffers away.
+    torch._functorch.config.donated_buffer = False
