@@ -15,11 +15,14 @@ HEAD = ("work", "ms", "range", "images/s", "TFLOP/s", "ceiling", "share", "peak 
 
 
 def rows(folder: Path) -> list[tuple[str, ...]]:
-    """One row for each record of a machine, by name; a figure that a record does not have is a dash."""
+    """One row for each record of a machine, by name; a figure that a record does not have is a dash.
+
+    What is measured of the data has other columns, and stands in docs/data.md.
+    """
     found: list[tuple[str, ...]] = []
     for path in sorted(folder.glob("*.json")):
         values = json.loads(path.read_text())
-        if "milliseconds" not in values or "command" not in values:
+        if path.stem.startswith("data-") or "milliseconds" not in values or "command" not in values:
             continue
 
         def told(key: str, form: str = "{:.4g}", values: dict = values) -> str:
