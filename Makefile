@@ -21,8 +21,9 @@ demo: install
 	@start=$$(date +%s); $(BIN)/dvc repro && echo "the pipeline took $$(( $$(date +%s) - start )) s"
 	@$(BIN)/python -m vtp results
 
+# Two processes of one thread each: with two each they would wait for one another.
 test: install
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
