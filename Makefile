@@ -43,7 +43,7 @@ deps: install
 
 # Losses of 20 steps of each training, against the stored ones; `make golden UPDATE=--update` stores new ones.
 golden: install
-	$(BIN)/python -m tests.golden $(UPDATE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.golden $(UPDATE)
 
 ui: install
 	$(BIN)/python -m vtp.tracking ui
