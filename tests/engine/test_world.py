@@ -82,8 +82,8 @@ def test_two_ranks_train_as_one(kind, ranks, tmp_path):
             # Losses are continuous; gradients jump where a unit lies within rounding of its kink, as one of a discriminator may.
             norms = {name for name in theirs if name.endswith("gradient_norm")}
             assert {name: ours[name] for name in norms} == pytest.approx({name: theirs[name] for name in norms}, rel=1e-3)
-            others = theirs.keys() - norms
-            assert {name: ours[name] for name in others} == pytest.approx({name: theirs[name] for name in others}, rel=2e-4, abs=2e-5)
+            rest = theirs.keys() - norms
+            assert {name: ours[name] for name in rest} == pytest.approx({name: theirs[name] for name in rest}, rel=2e-4, abs=2e-5)
             assert ours.keys() == theirs.keys()
         for name, tensor in load_file(ranks / f"{kind}.{rank}.safetensors").items():
             torch.testing.assert_close(tensor, weights[name], atol=2e-4, rtol=2e-3, msg=lambda text, name=name: f"{name}: {text}")
