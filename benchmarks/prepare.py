@@ -68,6 +68,7 @@ def main() -> None:
     device = torch.device("cpu")
     with tempfile.TemporaryDirectory() as base:
         source, each = Path(base) / "source", max(1, args.count // 8)
+        args.count = args.count // each * each  # equal shards
         pool = photographs.jpegs(VALIDATION + min(args.count, 200), *SIZE)
         here = in_folders(source, pool, args.count) if args.work == "copy" else in_tars(source, pool, args.count, each)
         sizes = ["data.image_size=224", "data.store_size=256", "data.train_samples=null", "data.validation_samples=null"]
@@ -80,7 +81,7 @@ def main() -> None:
         timing = measure.timed(work, device, warmup=1, runs=args.runs)
         facts = prepare(Path(base) / "prepared", data, 0, How(workers=args.workers))
     seconds = timing.milliseconds / 1000
-    if facts["train"]["pictures"] != args.count // each * each:
+    if facts["train"]["pictures"] != args.count:
         raise SystemExit(f"{args.work}: {facts['train']['pictures']} of {args.count} pictures were taken; not the same work.")
     measure.record(
         f"data-prepare-{args.work}",
