@@ -36,7 +36,7 @@ def train(kind: str, folder: Path, *, signalled: bool = False) -> None:
     end = fit(
         task,
         batches,
-        seed=0,
+        seed=1,  # at 0 a unit of the discriminator lies within rounding of its kink, and its gradient jumps
         device=torch.device("cpu"),
         checkpoints=Checkpoints(folder / f"{kind}-{signalled}", STEPS),
         track=Track("test", folder),
@@ -79,12 +79,7 @@ def test_two_ranks_train_as_one(kind, ranks, tmp_path):
     for rank in range(WORLD):
         rows = json.loads((ranks / f"{kind}.{rank}.json").read_text())
         for ours, theirs in zip(rows, alone, strict=True):
-            # Losses are continuous; gradients jump where a unit lies within rounding of its kink, as one of a discriminator may.
-            norms = {name for name in theirs if name.endswith("gradient_norm")}
-            assert {name: ours[name] for name in norms} == pytest.approx({name: theirs[name] for name in norms}, rel=1e-3)
-            rest = theirs.keys() - norms
-            assert {name: ours[name] for name in rest} == pytest.approx({name: theirs[name] for name in rest}, rel=2e-4, abs=2e-5)
-            assert ours.keys() == theirs.keys()
+            assert ours == pytest.approx(theirs, rel=2e-4, abs=2e-5)
         for name, tensor in load_file(ranks / f"{kind}.{rank}.safetensors").items():
             torch.testing.assert_close(tensor, weights[name], atol=2e-4, rtol=2e-3, msg=lambda text, name=name: f"{name}: {text}")
 
