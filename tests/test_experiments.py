@@ -99,7 +99,7 @@ def test_what_dvc_lacks_is_said_as_the_documents_say(project, tmp_path):
     for tool in ("sh", "bash", "git"):
         (bin_only / tool).symlink_to(shutil.which(tool))
     said = sh(bare, dvc, "repro", "prepare", ok=False, PATH=str(bin_only))
-    assert "python: command not found" in said
+    assert re.search("python: (command )?not found", said)  # the words are the shell's
     module, user = project / "vtp" / "data" / "made_up.py", project / "vtp" / "data" / "prepare.py"
     text = user.read_text()
     try:
@@ -110,7 +110,7 @@ def test_what_dvc_lacks_is_said_as_the_documents_say(project, tmp_path):
     finally:
         module.unlink()
         user.write_text(text)
-    for words in ("Empty git repo", "python: command not found", "No module named"):
+    for words in ("Empty git repo", "python: not found", "No module named"):
         assert words in documented
 
 
