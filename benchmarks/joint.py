@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import measure
+from benchmarks.neighbours import Neighbours
 from benchmarks.works import parameters
 from stages.pretrain import options
 from vtp import dist
@@ -49,6 +50,9 @@ SEEN = {"W1": 5, "16k": 5, "W2": 3}
 
 TOLERANCE = {"cuda": 2e-2, "cpu": 1e-4}
 """Relative error of loss and gradient that is let through: products are bfloat16 on a GPU, float32 on a CPU."""
+
+CHECKED = ("loss_error", "gradient_error", "neighbour_error")
+"""Figures that must be below it."""
 
 BACKENDS = {
     "default": None,
@@ -125,6 +129,7 @@ def errors(params: Params, stages: int, device: torch.device) -> dict[str, objec
     """Relative errors of the fast form against the plain one, for the loss, the gradient and, to look closer, its parts.
 
     The plain form takes the batch in four pieces, so that it fits. Where the work is cut already, two of its pieces are compared.
+    Both see the same nearest neighbours; see `benchmarks.neighbours`.
     """
     chunk = params.run.microbatch
     params = params if chunk is None else scaled(params, 2 * chunk)
@@ -132,10 +137,12 @@ def errors(params: Params, stages: int, device: torch.device) -> dict[str, objec
     fast = task_of(params, stages, device)
     plain = deepcopy(fast)
     plain.microbatch = params.pretrain.batch // 4
-    expected_terms, expected = gradients(plain, batch)
+    neighbours = Neighbours()
+    with neighbours.noted():
+        expected_terms, expected = gradients(plain, batch)
     del plain
     compile_blocks(fast.models)
-    with compiled(True):
+    with compiled(True), neighbours.held():
         terms, found = gradients(fast, batch)
     weights = params.pretrain.weights
     ours, theirs = (sum(weights[name] * float(value) for name, value in each.items()) for each in (terms, expected_terms))
@@ -147,6 +154,7 @@ def errors(params: Params, stages: int, device: torch.device) -> dict[str, objec
         "loss_error": abs(ours - theirs) / abs(theirs),
         "gradient_error": measure.relative_error([found[n] for n in expected], expected.values()),
         "gradient_error_of": parts,
+        **neighbours.figures(),
         "terms": {name: float(value) for name, value in terms.items()},
         "expected_terms": {name: float(value) for name, value in expected_terms.items()},
     }
@@ -205,7 +213,7 @@ def measured(args: argparse.Namespace) -> bool:
         plain = partial(step_of(params, stages, device, fast=False), batch_of(params, device))
         figures["reference"] = asdict(measure.timed(plain, device, warmup=2, runs=args.runs, quiet=False))
     tolerance = TOLERANCE[device.type]
-    good = all(isinstance(e, float) and e < tolerance for e in map(figures.get, ("loss_error", "gradient_error")))
+    good = all(isinstance(e, float) and e < tolerance for e in map(figures.get, CHECKED))
     name = args.work + ("-shared" if args.share else "") + ("-tiny" if args.tiny else "")
     folder = ROOT / "runs" / "benchmarks" if args.tiny else None
     if good:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -173,7 +174,8 @@ def _join(pieces: list[Batch | ValueError]) -> Batch:
     for name, first in parts[0].items():
         rows = sum(len(part[name]) for part in parts)
         joined[name] = torch.empty(rows, *first.shape[1:], dtype=first.dtype, pin_memory=pinned)
-        torch.cat([part[name] for part in parts], out=joined[name])
+        # By numpy: torch would share so small a copy among all threads, and wait for the slowest core.
+        np.concatenate([part[name].numpy() for part in parts if len(part[name])], out=joined[name].numpy())
     return joined
 
 

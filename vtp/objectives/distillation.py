@@ -191,9 +191,13 @@ def koleo_loss(features: Tensor) -> Tensor:
     with torch.autocast(features.device.type, enabled=False):
         x = F.normalize(features.float(), dim=-1, eps=1e-8)
         everyone = dist.gather(x)
-        with torch.no_grad():
-            cosine = x @ everyone.T
-            cosine.diagonal(dist.rank() * len(x)).fill_(-torch.inf)
-            nearest = cosine.argmax(dim=1)
-        distance = torch.linalg.vector_norm(x - everyone[nearest] + 1e-8, dim=-1)
+        distance = torch.linalg.vector_norm(x - everyone[nearest(x, everyone)] + 1e-8, dim=-1)
         return -(distance + 1e-8).log().mean()
+
+
+@torch.no_grad()
+def nearest(x: Tensor, everyone: Tensor) -> Tensor:
+    """For each unit row of this rank, x (b, D), the place of its nearest other among the rows of all ranks: (b,) int64."""
+    cosine = x @ everyone.T
+    cosine.diagonal(dist.rank() * len(x)).fill_(-torch.inf)
+    return cosine.argmax(dim=1)
