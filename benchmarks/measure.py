@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
 import platform
 import re
 import shlex
@@ -186,8 +187,8 @@ def versions(device: torch.device) -> dict[str, str]:
     found = {"python": platform.python_version(), "torch": torch.__version__}
     if device.type == "cuda":
         cudnn = torch.backends.cudnn.version()
-        found |= {"cuda": str(torch.version.cuda), "cudnn": str(cudnn), "device": torch.cuda.get_device_name(device)}
-    return found
+        return found | {"cuda": str(torch.version.cuda), "cudnn": str(cudnn), "device": torch.cuda.get_device_name(device)}
+    return found | {"device": f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"}
 
 
 def record(
