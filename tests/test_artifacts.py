@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -67,3 +68,13 @@ def test_a_digest_sees_names_shapes_and_bits():
     assert artifacts.tensors_digest({**base, "a": torch.zeros(3, 2)}) != first
     assert artifacts.tensors_digest({**base, "b": torch.tensor(1.0 + 1e-7)}) != first
     assert artifacts.tensors_digest({"c": base["a"], "b": base["b"]}) != first
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_no_hindrance(tmp_path):
+    left = tmp_path / f".out.{os.getpid()}"
+    left.mkdir()
+    (left / "half").write_text("x")
+    with artifacts.folder_aside(tmp_path / "out") as folder:
+        (folder / "whole").write_text("y")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["whole"]
+    assert not left.exists()

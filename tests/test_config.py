@@ -45,6 +45,10 @@ def test_the_committed_file_passes():
         ("~pretrain.weights.clip", "pretrain.weights"),
         ("evaluate.features=vgg", "choose one of"),
         ("pretrain.ssl.mask_ratio=[0.5,0.1]", "must rise"),
+        ("sample.guidance_interval=[0.9,0.2]", "sample.guidance_interval=[0.9, 0.2] must rise"),
+        ("pretrain.optimizer.rate=nan", "pretrain.optimizer.rate=nan must be a finite number"),
+        ("dit.time_mu=inf", "dit.time_mu=inf must be a finite number"),
+        ("pretrain.latent_noise=0.2", "pretrain.latent_noise=0.2 is for pretrain.frozen=true"),
     ],
 )
 def test_a_bad_value_gives_one_line_that_names_it(override, words):
@@ -93,6 +97,13 @@ def test_given_latents_and_transformers_are_paths():
 
 
 @pytest.mark.trap
+def test_a_frozen_trunk_drops_no_paths():
+    frozen = ["pretrain.frozen=true", "pretrain.objective=ae", "pretrain.init_from=/a/b"]
+    load([*frozen, "pretrain.latent_noise=0.2"])
+    with pytest.raises(ConfigError, match=r"pretrain\.drop_path=0\.1 is for trunks that learn"):
+        load([*frozen, "pretrain.drop_path=0.1"])
+
+
 def test_numbers_in_exponent_form_are_floats(tmp_path):
     assert load(["pretrain.optimizer.rate=3e-4"]).pretrain.optimizer.rate == pytest.approx(3e-4)
     file = tmp_path / "params.yaml"
@@ -159,3 +170,21 @@ def test_an_unknown_recipe_or_key_is_named(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"pretrain\.stepz"):
         recipes.apply("odd", file=file)
     assert file.read_text() == (ROOT / "params.yaml").read_text()
+
+
+def test_an_override_of_a_recipe_is_read_as_the_file_is(tmp_path):
+    file = tmp_path / "params.yaml"
+    file.write_text((ROOT / "params.yaml").read_text())
+    recipes.apply("demo", ("pretrain.optimizer.rate=1e-4", "run.name=a, b"), file)
+    params = load(file=file)
+    assert params.pretrain.optimizer.rate == 1e-4
+    assert params.run.name == "a, b"
+
+
+def test_a_table_in_the_place_of_a_value_is_named(tmp_path):
+    file = tmp_path / "params.yaml"
+    file.write_text((ROOT / "params.yaml").read_text())
+    with pytest.raises(ConfigError, match=r"seed is one value, not a table of x"):
+        recipes.apply("demo", ("seed.x=1",), file)
+    with pytest.raises(ConfigError, match=r"value: \[0\.9 \.\.\. cannot be read as YAML"):
+        recipes.apply("demo", ("sample.guidance_interval=[0.9",), file)

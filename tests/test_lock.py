@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -142,3 +143,9 @@ def test_of_many_only_one_is_inside(tmp_path):
     for process in [subprocess.Popen(command, cwd=ROOT) for _ in range(4)]:
         assert process.wait() == 0
     assert counter.read_text() == "80"
+
+
+def test_a_lock_that_vanishes_under_the_look_is_free(tmp_path, monkeypatch):
+    """Its holder may let go between two looks at the file."""
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    assert Lock(tmp_path / "lock").free()

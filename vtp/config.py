@@ -376,9 +376,12 @@ def _check(p: Params) -> None:
     check_data(p.data)
     if p.pretrain.share_clip_view and "clip" not in p.pretrain.objective:
         raise ConfigError(f"pretrain.share_clip_view=true needs a clip view; pretrain.objective={p.pretrain.objective} has none.")
-    low, high = p.pretrain.ssl.mask_ratio
-    if low > high:
-        raise ConfigError(f"pretrain.ssl.mask_ratio=[{low}, {high}] must rise.")
+    for key, (low, high) in (
+        ("pretrain.ssl.mask_ratio", p.pretrain.ssl.mask_ratio),
+        ("sample.guidance_interval", p.sample.guidance_interval),
+    ):
+        if low > high:
+            raise ConfigError(f"{key}=[{low}, {high}] must rise.")
     for key, needed in (
         ("pretrain.weights", {"clip", "dino", "ibot", "koleo", "l1", "lpips"}),
         ("finetune_decoder.weights", {"l1", "lpips", "adversarial", "lecam"}),

@@ -49,10 +49,11 @@ class Lock:
 
     def free(self) -> bool:
         """True if nobody alive holds it. A moment later that may be wrong."""
-        if not self.path.exists():
+        try:
+            with self.path.open("rb") as file:
+                return _flocked(file.fileno()) and not self._alive_elsewhere()
+        except FileNotFoundError:
             return True
-        with self.path.open("rb") as file:
-            return _flocked(file.fileno()) and not self._alive_elsewhere()
 
     def holder(self) -> str:
         """Process and machine that hold it, or nothing if nobody says so."""

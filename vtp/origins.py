@@ -58,6 +58,10 @@ def check_baselines(p: Params) -> None:
         raise ConfigError("pretrain.init_from and pretrain.align.teacher both name a tokenizer; one at a time can be pinned.")
     if p.pretrain.frozen and (p.pretrain.init_from is None or p.pretrain.objective != "ae"):
         raise ConfigError("pretrain.frozen=true needs pretrain.init_from, whose trunk it keeps, and pretrain.objective=ae.")
+    if p.pretrain.latent_noise and not p.pretrain.frozen:
+        raise ConfigError(f"pretrain.latent_noise={p.pretrain.latent_noise} is for pretrain.frozen=true; set it to 0.")
+    if p.pretrain.drop_path and p.pretrain.frozen:
+        raise ConfigError(f"pretrain.drop_path={p.pretrain.drop_path} is for trunks that learn; pretrain.frozen=true needs 0.")
 
 
 def check_patches(p: Params) -> None:

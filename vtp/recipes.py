@@ -64,14 +64,27 @@ def chain(name: str) -> list[dict[str, Any]]:
     Raises:
         ConfigError: no such recipe.
     """
-    import yaml
-
     file = FOLDER / f"{name}.yaml"
     if not file.exists():
         raise ConfigError(f"there is no recipe {name}; recipes are {', '.join(names())}.")
-    values = yaml.safe_load(file.read_text())
+    values = read_yaml(file.read_text())
     base = values.pop("based_on", None)
     return [*(chain(base) if base else []), values]
+
+
+def read_yaml(text: str) -> Any:
+    """The table in `text`, read as params.yaml is: 1e-4 is a number, which PyYAML alone takes for a text.
+
+    Raises:
+        ConfigError: it is no YAML.
+    """
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    try:
+        return OmegaConf.to_container(OmegaConf.create(text))
+    except YAMLError as error:
+        raise ConfigError(f"{text.splitlines()[0]} ... cannot be read as YAML: {' '.join(str(error).split())}") from None
 
 
 def parsed(override: str) -> dict[str, Any]:
@@ -80,12 +93,10 @@ def parsed(override: str) -> dict[str, Any]:
     Raises:
         ConfigError: not of that form.
     """
-    import yaml
-
     key, separator, value = override.partition("=")
     if not separator:
         raise ConfigError(f"{override} is not of the form key=value.")
-    return nested(key, yaml.safe_load(value))
+    return nested(key, read_yaml(f"value: {value}")["value"])
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
@@ -101,6 +112,8 @@ def _leaves(values: Mapping[str, Any], tree: Mapping[str, Any], origin: str, pre
         if key not in tree:
             raise ConfigError(f"{origin}: {path} is not a parameter of params.yaml.")
         if isinstance(value, Mapping):
+            if not isinstance(tree[key], Mapping):
+                raise ConfigError(f"{origin}: {path} is one value, not a table of {', '.join(map(str, value))}.")
             yield from _leaves(value, tree[key], origin, f"{path}.")
         else:
             yield path, value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -103,6 +104,8 @@ def _table(schema: Any, value: Any, key: str) -> Any:
 def _scalar(schema: Any, value: Any, key: str) -> Any:
     if schema is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}={value} must be a finite number.")
     if not isinstance(value, schema) or (schema is int and isinstance(value, bool)):
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
         raise ConfigError(f"{key} must be {names[schema]}, not {_shown(value)}.")

@@ -88,6 +88,14 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path):
     assert run(task, tmp_path)[-1]["step"] == 6
 
 
+def test_what_a_kill_left_of_a_checkpoint_is_cleared_away(tmp_path):
+    left = tmp_path / ".step-00000002.7"
+    left.mkdir()
+    (left / "models.safetensors").write_bytes(b"half")
+    run(build("dit"), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000006"]
+
+
 def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(tmp_path):
     run(build("dit"), tmp_path)
     for folder in tmp_path.glob("step-*"):

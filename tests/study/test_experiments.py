@@ -63,3 +63,10 @@ def test_a_machine_without_dvc_or_git_is_told_of_the_other_way(tmp_path, monkeyp
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ConfigError, match=r"no program dvc here.*--direct"):
         runner.open()
+
+
+def test_what_dvc_cannot_bring_fails_the_cell_in_its_words(tmp_path):
+    runner = Experiments(tmp_path, planned(tmp_path))
+    runner.fetched.mkdir(parents=True)
+    with pytest.raises(Failure, match=r"`dvc get` brought no reports of the experiment: ERROR: .*"):
+        runner._get("reports", "HEAD")

@@ -99,7 +99,8 @@ def test_only_some_objectives(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"grids": []}, "a study has the keys about, recipe, set, grid, teacher; look at .*grids"),
+        ({"grids": []}, "a study has the keys about, recipe, set, grid, teacher; look at grids"),
+        ({"grid": None}, "grid must be a table of lists"),
         ({"grid": {"objectiv": ["ae"]}}, "grid.objectiv is not an axis; axes are objective, pretrain_steps"),
         ({"grid": {"objective": "ae"}}, "grid.objective must be a list of values, not 'ae'"),
         ({"grid": {"objective": []}}, "grid.objective must be a list"),

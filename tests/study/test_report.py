@@ -60,6 +60,14 @@ RECORDS = [
 ]
 
 
+def test_a_target_is_reached_where_the_curve_first_is_below_it():
+    """Curves of few runs rise now and then."""
+    line = curve([made("ae", dit_steps=x, gfd=y) for x, y in ((100, 5.0), (200, 7.0), (300, 4.0))], "ae", "dit_steps")
+    assert reached(line, "gfd", 6.0) == 100
+    assert reached(line, "gfd", 4.5) == pytest.approx(200 + 100 * 2.5 / 3)
+    assert reached(line, "gfd", 3.0) is None
+
+
 def test_a_curve_moves_along_one_axis_and_averages_seeds():
     line = curve(RECORDS, "clip+ssl+ae", "pretrain_steps")
     assert [point.x for point in line.points] == [100, 300]

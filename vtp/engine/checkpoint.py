@@ -87,7 +87,8 @@ class Checkpoints:
             if self.prefix is not None and state.step == self.prefix.end:
                 with Lock(self.prefix.folder / "lock").held():
                     _copy(own, self.prefix.folder)
-            for old in _steps(self.folder)[: -self.keep]:
+            # A process killed while it wrote leaves a hidden folder, as large as a checkpoint; nobody else writes here.
+            for old in [*_steps(self.folder)[: -self.keep], *self.folder.glob(".step-*")]:
                 shutil.rmtree(old)
         dist.barrier()
 

@@ -114,6 +114,7 @@ def fit(
                 checkpoints.save(state)
             if stop and not last:
                 bar.close()
+                watch.close()
                 log.info("asked to stop: step %d is saved, and the same command goes on from it", state.step)
                 raise stopping.Stopped
     bar.close()

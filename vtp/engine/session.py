@@ -53,7 +53,7 @@ def start(how: RunParams) -> torch.device:
 
 def train(task: Task, batches: Batches, run: Run, how: RunParams, *, seed: int, device: torch.device) -> State:
     """Train `task` from its newest checkpoint under `run.work` to its last step; returns where it ended."""
-    here = _machine(device)
+    here = _machine(device, how)
     if dist.is_main():
         _compare_machines(run, here)
     with open_track(run, how) as track:
@@ -101,13 +101,15 @@ def _prefix(task: Task, run: Run, how: RunParams, here: Machine) -> Prefix | Non
     return Prefix(run.shared(here), end, taken=not how.fresh) if end > 0 and not run.adopted else None
 
 
-def _machine(device: torch.device) -> Machine:
+def _machine(device: torch.device, how: RunParams) -> Machine:
     """What the bits of a training depend on beside its fingerprint."""
     return {
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "ranks": dist.world(),
+        "compile": str(how.compile),
+        "microbatch": str(how.microbatch),
     }
 
 

@@ -107,7 +107,9 @@ def correlation(records: Sequence[Record], x: Metric, y: Metric) -> float | None
 def reached(line: Curve, metric: Metric, target: float) -> float | None:
     """Where along a numeric axis a falling curve first comes down to `target`, straight between points; None if it does not."""
     points = [(float(point.x), value) for point in line.points if (value := point.mean(metric)) is not None]
+    if points and points[0][1] <= target:
+        return points[0][0]
     for (x0, y0), (x1, y1) in itertools.pairwise(points):
         if y0 > target >= y1:
             return x0 + (x1 - x0) * (y0 - target) / (y0 - y1)
-    return points[0][0] if points and points[0][1] <= target else None
+    return None

@@ -91,7 +91,10 @@ class Experiments:
     def _get(self, path: str, revision: str) -> None:
         target = self.fetched / Path(path).name
         command = [*DVC, "get", ".", path, "--rev", revision, "-o", str(target)]
-        subprocess.run(command, cwd=self.main, check=True, capture_output=True)
+        ended = subprocess.run(command, cwd=self.main, capture_output=True, text=True)
+        if ended.returncode:
+            said = ended.stderr.strip().splitlines() or ["no word"]
+            raise Failure(f"`dvc get` brought no {path} of the experiment: {said[-1]}", diverged=False)
 
 
 def _changes(now: Tree, wanted: Tree) -> list[str]:

@@ -82,14 +82,13 @@ def read(file: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) ->
     Raises:
         ConfigError: an unknown key, a value that does not pass the schema, or a cell that cannot be; before anything runs.
     """
-    import yaml
-
     if not file.exists():
         raise ConfigError(f"{file} does not exist; a study is a YAML file, see studies/.")
-    plan = yaml.safe_load(file.read_text())
-    if not isinstance(plan, dict) or set(plan) - set(KEYS) or "grid" not in plan:
-        odd = ", ".join(sorted(set(plan) ^ set(KEYS))) if isinstance(plan, dict) else str(plan)
-        raise ConfigError(f"{file}: a study has the keys {', '.join(KEYS)}; look at {odd}.")
+    plan = recipes.read_yaml(file.read_text())
+    if not isinstance(plan, dict) or "grid" not in plan:
+        raise ConfigError(f"{file} has no grid, a table of what is varied.")
+    if unknown := sorted(set(plan) - set(KEYS)):
+        raise ConfigError(f"{file}: a study has the keys {', '.join(KEYS)}; look at {', '.join(unknown)}.")
     base = _base(file, plan, overrides)
     products = plan["grid"] if isinstance(plan["grid"], list) else [plan["grid"]]
     named, trained = plan.get("teacher"), None
