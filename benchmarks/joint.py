@@ -166,7 +166,7 @@ def flop(params: Params, stages: int, device: torch.device) -> float:
     params = scaled(replace(params, run=replace(params.run, microbatch=None)), min(whole, 64))
     task = task_of(params, stages, device)
     state = State(task.models, {})
-    with counted(state, False):
+    with counted(state):
         gradients(task, batch_of(params, device))
     return state.flops / dist.world() * whole / params.pretrain.batch
 

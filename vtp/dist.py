@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,14 +17,28 @@ import torch.distributed as td
 from torch import Tensor
 
 
+class _Alone:
+    on = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within the block this process is a world of one, whoever else there is: nothing is exchanged."""
+    before, _Alone.on = _Alone.on, True
+    try:
+        yield
+    finally:
+        _Alone.on = before
+
+
 def rank() -> int:
     """Index of this process, 0 in a world of one."""
-    return td.get_rank() if td.is_initialized() else 0
+    return td.get_rank() if td.is_initialized() and not _Alone.on else 0
 
 
 def world() -> int:
     """Number of processes."""
-    return td.get_world_size() if td.is_initialized() else 1
+    return td.get_world_size() if td.is_initialized() and not _Alone.on else 1
 
 
 def local_rank() -> int:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.engine.test_loop import Killed, run
-from tests.tasks.conftest import build
-from vtp.engine.checkpoint import State
+from tests.engine.test_loop import Killed, batches, run
+from tests.tasks.conftest import KINDS, batch_of, build
+from vtp import dist
+from vtp.engine.checkpoint import Checkpoints, State
 from vtp.engine.flops import counted
+from vtp.engine.loop import fit, operations, stepper
+from vtp.engine.optim import optimizers
+from vtp.engine.watch import Watch
+from vtp.seeding import Draws
+from vtp.tracking import Track
 
 
 def flops(work) -> int:
     state = State(nn.ModuleDict(), {})
-    with counted(state, compiled=False):
+    with counted(state):
         work()
     return state.flops
 
@@ -50,3 +58,55 @@ def test_a_resumed_run_knows_what_a_step_costs_without_counting_again(tmp_path, 
 
     monkeypatch.setattr(loop, "counted", again)
     run(build("dit"), tmp_path)
+
+
+def step_of(kind: str, microbatch: int | None) -> int:
+    """Operations of one step that is really taken."""
+    task = build(kind, microbatch=microbatch)
+    state = State(task.models.train(), optimizers(task))
+    with counted(state):
+        stepper(task, state, 0, torch.device("cpu"), replayed=False)(batch_of(0), 0)
+    return state.flops
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("microbatch", [None, 4])
+def test_shapes_alone_tell_the_operations_of_a_step_and_leave_the_task_as_it_is(kind, microbatch):
+    task = build(kind, microbatch=microbatch)
+    before = {name: tensor.clone() for name, tensor in task.models.state_dict().items()}
+    trained = [p.requires_grad for p in task.models.parameters()]
+    assert operations(task, batch_of(0), Draws(0, 0)) == step_of(kind, microbatch)
+    for name, tensor in task.models.state_dict().items():
+        assert type(tensor) is torch.Tensor
+        assert torch.equal(tensor, before[name])
+    assert [p.requires_grad for p in task.models.parameters()] == trained
+    assert all(p.grad is None for p in task.models.parameters())
+
+
+def test_the_step_of_all_ranks_is_told_from_the_rows_of_one(monkeypatch):
+    expected = step_of("pretrain", None)
+    monkeypatch.setattr(dist, "world", lambda: 1 if dist._Alone.on else 2)
+    half = {name: rows[:4] for name, rows in batch_of(0).items()}
+    assert operations(build("pretrain"), half, Draws(0, 0)) == expected
+
+
+def test_a_compiled_training_tells_its_operations_before_its_first_step(tmp_path, monkeypatch):
+    from vtp.engine import loop
+
+    monkeypatch.setattr(loop, "compile_blocks", lambda models: None)
+    monkeypatch.setattr(loop, "compiled_code", lambda on: contextlib.nullcontext())
+    end = fit(
+        build("dit"),
+        batches,
+        seed=0,
+        device=torch.device("cpu"),
+        checkpoints=Checkpoints(tmp_path, 2),
+        track=Track("test", tmp_path),
+        picture=lambda name, pictures, step: None,
+        log_every=1,
+        picture_every=4,
+        compiled=True,
+        watch=Watch(torch.device("cpu"), 8, profile=None, folder=tmp_path),
+        replayed=False,
+    )
+    assert end.flops == step_of("dit", None)

@@ -14,8 +14,8 @@ from vtp import dist, stopping
 from vtp.compiling import compiled as compiled_code
 from vtp.engine.checkpoint import Checkpoints, State
 from vtp.engine.feed import Feed
-from vtp.engine.flops import counted
-from vtp.engine.optim import average, clip, optimizers, parameters_of, set_rate
+from vtp.engine.flops import counted, imagined
+from vtp.engine.optim import average, clip, optimizers, parameters_of, set_rate, trained
 from vtp.engine.parallel import average_gradients, compile_blocks, same_start
 from vtp.engine.replay import Replay
 from vtp.engine.watch import Watch, told, unmarked
@@ -88,7 +88,9 @@ def fit(
     with stopping.noted() as request, compiled_code(compiled):
         for step, batch in zip(range(state.step, task.steps), watch.batches(batches(state.step, task.steps)), strict=True):
             batch = feed(batch)
-            with contextlib.nullcontext() if state.flops else counted(state, compiled):
+            if compiled and not state.flops:
+                state.flops = operations(task, batch, Draws(seed, step, device))
+            with contextlib.nullcontext() if state.flops else counted(state):
                 recent.append((step, one(batch, step)))
             watch.step()
             state.step = step + 1
@@ -195,6 +197,22 @@ def backward(task: Task, phase: Phase, batch: Batch, draws: Draws, mark: Mark = 
                 mark("_".join(item.terms))
         del item
     return scalars, worked
+
+
+def operations(task: Task, batch: Batch, draws: Draws) -> int:
+    """Of a step over all ranks, told from shapes: compiled code hides what it does, and run as written it takes more memory.
+
+    Args:
+        batch: this rank's rows.
+    """
+    with imagined(task, batch) as (copy, whole, counter):
+        owned = {phase.name: trained(phase) for phase in copy.phases}
+        for phase in copy.phases:
+            for name, parameters in owned.items():
+                for parameter in parameters:
+                    parameter.requires_grad_(name == phase.name)
+            backward(copy, phase, whole, draws)
+    return counter.get_total_flops()
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:

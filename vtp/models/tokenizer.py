@@ -152,9 +152,10 @@ class VisualTokenizer(nn.Module):
                 f"caption ids {_form(tokens)}; expected whole numbers (B, {text.context_length}), "
                 f"as vtp.data.captions.tokenize(texts, {text.context_length}) gives them."
             )
-        if tokens.device.type == "cpu" and tokens.numel() and int(tokens.max()) >= text.vocabulary:  # a GPU is not waited for
-            raise ValueError(f"caption id {int(tokens.max())} is none of this tokenizer's {text.vocabulary}.")
-        feature = self.text(tokens)
+        try:
+            feature = self.text(tokens)
+        except IndexError:  # on a CPU only; a GPU is not waited for
+            raise ValueError(f"caption id {int(tokens.max())} is none of this tokenizer's {text.vocabulary}.") from None
         return F.normalize(feature, dim=-1) if normalize else feature
 
     def logits(self, pixels: Tensor, tokens: Tensor) -> Tensor:
