@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,24 @@ def test_a_stream_can_be_left_in_the_middle(prepared: Path) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
     del stream
     assert set(multiprocessing.active_children()) <= before
+
+
+def test_a_stream_that_is_left_does_not_wait_for_tars_it_will_not_read(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler that takes the machine away waits some seconds, not for sixteen files."""
+    fetched: list[int] = []
+
+    def fetch(split: Split, shard: int) -> None:
+        fetched.append(shard)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(Split, "fetch", fetch)
+    monkeypatch.setattr(Split, "remote", True)
+    split = Split(prepared, "train")
+    stream = Batches(split, batch=2, seed=5, workers=0, shards_per_window=4)(0, 1000)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert len(split.tars) == 4
+    assert len(fetched) <= 2
 
 
 def test_a_process_that_failed_in_the_middle_of_a_stream_ends(prepared: Path) -> None:

@@ -21,6 +21,13 @@ def failing(job: int) -> int:
     raise ValueError(f"job {job} cannot be done")
 
 
+def test_no_more_processes_than_cores_this_one_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 128)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {5})
+    with executor("processes", lambda job: (job, os.getpid()), None) as run:
+        assert list(run([1])) == [(1, os.getpid())]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_come_in_the_order_of_the_jobs(workers: int) -> None:
     with executor("processes", slower_first, workers) as run:

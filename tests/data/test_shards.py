@@ -17,6 +17,7 @@ from vtp.artifacts import load_json, load_tensors, save_json
 from vtp.data import shards
 from vtp.data.batches import Batches
 from vtp.data.captions import tokenize
+from vtp.data.remote import local_copy
 from vtp.data.shards import Prepared, Scratch, Split, index_name, tar_name, write_shard
 
 KEPT = [i for i in range(20) if i != 7]
@@ -179,6 +180,19 @@ def test_tars_that_lie_elsewhere_are_fetched_when_they_are_needed(prepared: Path
     assert len(list(scratch.cache.glob("[!.]*"))) == 2  # this one and the next
     with pytest.raises(ValueError, match=r"memory://there/train-00000\.tar lies elsewhere"):
         Split(folder, "train").image(0)
+    fetched = []
+
+    def gone_at_first(*asked: object) -> Path:
+        """Another process makes room before the copy is opened here."""
+        fetched.append(local_copy(*asked))  # type: ignore[arg-type]
+        if len(fetched) < 3:
+            fetched[-1].unlink()
+        return fetched[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vtp.data.shards.local_copy", gone_at_first)
+        assert torch.equal(Split(folder, "train", scratch).image(8), whole.image(8))
+    assert len(fetched) == 3
     elsewhere.rm("/there/train-00000.tar")
     for path in scratch.cache.iterdir():
         path.unlink()

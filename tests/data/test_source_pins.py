@@ -107,6 +107,28 @@ def test_files_beside_the_pictures_are_pinned_too(tmp_path: Path) -> None:
     assert "class_names" not in pin(replace(data, class_names="imagenet"))["folders"]
 
 
+def test_pictures_that_links_lead_to_are_pinned_as_they_are_read(tmp_path: Path) -> None:
+    data = images(tmp_path)
+    train = tmp_path / "images" / "train"
+    (train / "a").rename(tmp_path / "elsewhere")
+    (train / "a").symlink_to(tmp_path / "elsewhere")
+    assert list(pin(data)["folders"]) == ["train/a", "train/b", "validation/a"]
+    write_pin(data, tmp_path)
+    (tmp_path / "elsewhere" / "2.jpg").write_text("new")
+    with pytest.raises(ValueError, match="train/a has another size"):
+        check(data, tmp_path)
+
+
+def test_what_the_numbers_of_labels_mean_is_pinned_too(tmp_path: Path) -> None:
+    (tmp_path / "meta.mat").write_text("1 is a")
+    (tmp_path / "truth.txt").write_text("1\n")
+    data = replace(images(tmp_path), validation_labels=str(tmp_path / "truth.txt"))
+    write_pin(data, tmp_path)
+    (tmp_path / "meta.mat").write_text("1 is b")
+    with pytest.raises(ValueError, match="validation_labels has other contents"):
+        check(data, tmp_path)
+
+
 def test_tars_elsewhere_are_pinned_by_their_servers_mark(tmp_path: Path) -> None:
     system = fsspec.filesystem("memory")
     for i in range(3):

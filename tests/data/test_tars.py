@@ -98,6 +98,16 @@ def test_a_header_that_is_none_is_told() -> None:
         read(b"<html>404</html>" * 100)
 
 
+@pytest.mark.parametrize("size", [b"-0000001000", b"-0000000001", b"\xff" * 12, b"\xff" * 11 + b"\x00"])
+def test_a_member_of_less_than_nothing_ends_the_tar(size: bytes) -> None:
+    """Taken at its word, it would end before it begins, and be met again and again."""
+    header = bytearray(written(tarfile.USTAR_FORMAT)[:512])
+    header[124 : 124 + len(size)], header[148:156] = size, b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    with pytest.raises(BrokenTar, match="broken"):
+        read(bytes(header) + b"\0" * 4096)
+
+
 @pytest.mark.parametrize("name", ["../a.jpg", "/etc/a.jpg", "b/../../a.jpg", "..", "a/.."])
 def test_names_that_lead_out_are_told(name: str) -> None:
     assert tars.leads_out(name)

@@ -135,6 +135,7 @@ def test_options_and_configuration_are_the_same_thing():
             {"open_vtp": {"rope": "float16", "depth": 1}},
             ["open_vtp.depth is not known", "open_vtp.rope='float16' must be one of"],
         ),
+        ({"open_vtp": 3}, ["open_vtp=3 must be a table"]),
         ({"model_type": "clip"}, ["model_type='clip' is not a visual tokenizer"]),
         ({"model_type": None}, ["model_type=None"]),
     ],

@@ -69,3 +69,14 @@ def test_a_tokenizer_that_the_published_code_would_misread_is_saved_with_a_warni
     odd = replace(options, encoder=replace(options.encoder, patch=8, registers=2), decoder=replace(options.decoder, patch=8))
     VisualTokenizer(odd).save_pretrained(tmp_path / "b")
     assert "patch=8, where it shuffles pixels by 16; registers=2" in caplog.text
+
+
+def test_what_was_used_in_inference_mode_can_be_trained_afterwards():
+    """Tables that it made there are plain tensors."""
+    model = VisualTokenizer.from_pretrained(ORACLES / "vtp_a")
+    pixels = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        model.decode(model.encode(pixels))
+    model.train().requires_grad_(True)
+    (model.decode(model.encode(pixels)) - pixels).square().mean().backward()
+    assert model.encoder.blocks[0].attn.qkv.weight.grad.abs().sum() > 0

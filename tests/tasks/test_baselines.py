@@ -109,6 +109,10 @@ def test_missing_teachers_are_named(tmp_path, monkeypatch):
         foundation("/nowhere")
     with pytest.raises(ValueError, match="timm:vit_smal is no pretrained model of timm"):
         foundation("timm:vit_smal")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vtp.models.foundation.cached_weights", lambda repository, remedy: "weights")
+        with pytest.raises(ValueError, match=r"timm:resnet18 is no vision transformer that takes pictures of any size"):
+            foundation("timm:resnet18")
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors of timm/vit_small.* or name the folder of a tokenizer"):
         foundation("timm:vit_small_patch14_dinov2")
 

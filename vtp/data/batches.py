@@ -81,7 +81,8 @@ class Batches:
     def _fetching(self, batches: Iterator[Batch], start: int) -> Iterator[Batch]:
         """The same batches; meanwhile the tars of the next window are fetched. Who reads a tar that is not here reports why."""
         coming = list[int]()
-        with ThreadPoolExecutor(FETCHERS) as pool:
+        pool = ThreadPoolExecutor(FETCHERS)
+        try:
             for step in itertools.count(start):
                 if (now := self.order.coming(step * self.batch)) != coming:
                     for shard in now:
@@ -91,6 +92,8 @@ class Batches:
                 if batch is None:
                     return
                 yield batch
+        finally:
+            pool.shutdown(cancel_futures=True)  # a training that was asked to stop does not wait for what it will not read
 
 
 def in_order(split: Split, samples: Tensor, *, batch: int, workers: int) -> Iterator[Batch]:

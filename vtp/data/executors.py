@@ -29,7 +29,7 @@ def executor(kind: Literal["processes", "ray"], work: Callable[[Job], Result], w
     Args:
         kind: `ray` runs on the cluster that RAY_ADDRESS names, or on one of this machine's own; every machine of it must see
             the checkout and the folders that the work reads and writes.
-        workers: processes; None for as many as cores. Ray takes the cores it has.
+        workers: processes; None for as many as cores that this process may use. Ray takes the cores it has.
 
     Raises:
         ValueError: Ray is not installed.
@@ -37,13 +37,18 @@ def executor(kind: Literal["processes", "ray"], work: Callable[[Job], Result], w
     if kind == "ray":
         with _ray(work) as run:
             yield run
-    elif (workers or os.cpu_count() or 1) == 1:
+    elif (workers := workers or _cores()) == 1:
         yield lambda jobs: map(work, jobs)
     else:
         context = multiprocessing.get_context("forkserver")  # imports once, then forks a process without threads
         context.set_forkserver_preload(["vtp.data.work", "pandera.pandas"])
         with ProcessPoolExecutor(workers, context, initializer=_share, initargs=(work,)) as pool:
             yield lambda jobs: pool.map(_run, jobs)
+
+
+def _cores() -> int:
+    """Cores that this process may use: of a share of a large machine, fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _share(work: Callable) -> None:

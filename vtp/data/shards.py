@@ -2,9 +2,9 @@
 
 A split has, for each shard i, `{split}-{i:05d}.tar`, two members a sample (`{key}.png` or `.jpg`, then `{key}.json`), and
 `{split}-{i:05d}.index.safetensors`: offset (bytes, int64), length (bytes, int32), height and width (pixels, int32), label (int32,
--1 for none) and tokens (n, L) int32 of its samples. `{split}.shards.json` lists the shards (see `Tar`): a tar may lie elsewhere.
-`{split}.rows.parquet` holds keys, captions and what else is known in words, a row group for each shard that has samples. Samples
-are numbered through the shards in order.
+0 where the data has none) and tokens (n, L) int32 of its samples. `{split}.shards.json` lists the shards (see `Tar`): a tar may
+lie elsewhere. `{split}.rows.parquet` holds keys, captions and what else is known in words, a row group for each shard that has
+samples. Samples are numbered through the shards in order.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import tarfile
 import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "validation")
 HEADER = 512
 """Bytes of a tar member's header in the USTAR format, which every name that the contract lets pass fits."""
+COPIES = 5
+"""Times that a tar is fetched: in a narrow cache another process may delete a copy before it is opened here."""
 OPEN_SHARDS = 64
 """Shards that one process keeps open; a window of shards is far smaller, and the usual limit of a process is 1024 files."""
 
@@ -234,11 +237,14 @@ class Split:
         return self._open[shard]
 
     def _file(self, shard: int) -> int:
-        path, size = self._path(shard), self.tars[shard].bytes
-        try:
-            file = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            raise ValueError(f"{path} is gone since {self.folder} was made; bring it back, or run prepare anew.") from None
+        size = self.tars[shard].bytes
+        for _ in range(COPIES if is_remote(self.tars[shard].tar) else 1):
+            path = self._path(shard)
+            with suppress(FileNotFoundError):
+                file = os.open(path, os.O_RDONLY)
+                break
+        else:
+            raise ValueError(f"{path} is gone since {self.folder} was made; bring it back, or run prepare anew.")
         if size not in (None, os.fstat(file).st_size):
             os.close(file)
             raise ValueError(f"{path} has not the {size} bytes with which {self.folder} was made; run prepare anew.")

@@ -15,7 +15,7 @@ from typing import Any
 from vtp.artifacts import load_json, save_json
 from vtp.config import DataParams
 from vtp.data import captions, pins
-from vtp.data.sources.imagefolder import roots
+from vtp.data.sources.imagefolder import META, file_names, roots
 from vtp.data.sources.parquet import parquet_files
 from vtp.data.sources.webdataset import tar_files
 
@@ -71,16 +71,15 @@ def _files(data: DataParams) -> dict[str, str]:
         value = getattr(data, key)
         if value not in (None, captions.IMAGENET):
             found[f"{key}/{Path(value).name}"] = value
+    if data.validation_labels and (kit := Path(data.validation_labels).with_name(META)).is_file():
+        found[f"validation_labels/{META}"] = str(kit)
     return found
 
 
 def _pictures(data: DataParams) -> Iterator[tuple[str, str]]:
     if data.source == "imagefolder":
         for split, root in roots(data).items():
-            for file in sorted(root.rglob("*")):
-                name = file.relative_to(root)
-                if file.is_file() and not any(part.startswith(".") for part in name.parts):
-                    yield f"{split}/{name}", str(file)
+            yield from ((f"{split}/{name}", str(root / name)) for name in sorted(file_names(root)))
     elif data.source == "parquet":
         for split, files in parquet_files(data).items():
             yield from ((f"{split}/{file.name}", str(file)) for file in files)

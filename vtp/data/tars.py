@@ -86,6 +86,8 @@ def _plain(head: bytes, offset: int) -> Member:
         said = int(head[148:156].strip(b" \0"), 8)
     except ValueError:
         said, size = -1, 0
+    if size < 0:  # Python reads signs; a member that ends before it begins would be met for ever
+        said = -1
     if sum(head) - sum(head[148:156]) + 8 * ord(" ") != said:
         raise BrokenTar(f"the tar is broken: no header at byte {offset - BLOCK}")
     name, prefix = head[:100].split(b"\0", 1)[0], head[345:500].split(b"\0", 1)[0]
@@ -101,6 +103,6 @@ def _unusual(file: BinaryIO, position: int) -> tuple[Member, int]:
     except tarfile.TarError as error:
         raise BrokenTar(f"the tar is broken at byte {position} ({error})") from None
     first = tar.firstmember  # type: ignore[attr-defined]  # what the constructor has read
-    if first is None:
+    if first is None or first.size < 0 or tar.offset <= position:
         raise BrokenTar(f"the tar is broken at byte {position}")
     return Member(first.name, first.offset_data, first.size if first.isreg() else 0, first.isreg()), tar.offset

@@ -123,10 +123,11 @@ class Rope(nn.Module):
         """Factors of `rotate`, each (prefix + h * w, d), row-major over the grid; tokens in front do not turn."""
         key = (h, w, prefix, self.periods.device)
         if key not in self._tables:
-            sin, cos = self.waves(h, w)
-            still = sin.new_zeros(prefix, sin.shape[1])
-            left, right = sin.chunk(2, dim=1)
-            self._tables[key] = torch.cat((still, torch.cat((-left, right), dim=1))), torch.cat((still + 1, cos))
+            with torch.inference_mode(False):  # what is made in that mode could never be used in a training
+                sin, cos = self.waves(h, w)
+                still = sin.new_zeros(prefix, sin.shape[1])
+                left, right = sin.chunk(2, dim=1)
+                self._tables[key] = torch.cat((still, torch.cat((-left, right), dim=1))), torch.cat((still + 1, cos))
         return self._tables[key]
 
     @torch.no_grad()

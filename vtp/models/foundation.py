@@ -94,7 +94,13 @@ def foundation(name: str) -> Foundation:
         raise ValueError(f"pretrain.align.teacher={name} is no pretrained model of timm; see timm.list_pretrained().")
     file = cached_weights(told.hf_hub_id, "name the folder of a tokenizer that was trained here.")
     with seeding.forked(0, "foundation"):  # timm draws weights first and loads the file over them
-        backbone = timm.create_model(
-            model, pretrained=True, num_classes=0, dynamic_img_size=True, pretrained_cfg_overlay={"file": str(file)}
-        )
+        try:
+            backbone = timm.create_model(
+                model, pretrained=True, num_classes=0, dynamic_img_size=True, pretrained_cfg_overlay={"file": str(file)}
+            )
+        except TypeError:  # of a constructor that knows no such size
+            raise ValueError(
+                f"pretrain.align.teacher={name} is no vision transformer that takes pictures of any size; "
+                "timm:vit_base_patch14_dinov2 is one."
+            ) from None
     return TimmFoundation(backbone)

@@ -189,6 +189,8 @@ def from_config(config: Any) -> TokenizerOptions:
         found = config.get("model_type") if isinstance(config, dict) else config
         raise ValueError(f"model_type={found!r} is not a visual tokenizer; expected 'vtp'.")
     given = config.get("open_vtp", {})
+    if not isinstance(given, dict):
+        raise ValueError(f"the configuration cannot be built: open_vtp={given!r} must be a table.")
     wrong = _wrong(config, KEYS, BOOKKEEPING | {"open_vtp"}) + _wrong(given, OURS, set(), "open_vtp.")
     values, extra = _filled(config, KEYS), _filled(given, OURS)
     if wrong := wrong or _impossible(values):

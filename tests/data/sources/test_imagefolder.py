@@ -148,6 +148,18 @@ def test_imagenet_is_read_as_it_is_distributed(tmp_path: Path, labels: Callable[
     ]
 
 
+def test_folders_called_by_numbers_are_meant_by_their_names(tmp_path: Path) -> None:
+    """In the order of names, folder 10 has label 1 and folder 2 has label 2."""
+    fill(tmp_path, *(f"train/{folder}/{i}.jpg" for folder in ("0", "2", "10") for i in range(2)))
+    fill(tmp_path, "val/a.jpg", "val/b.jpg", "val/c.jpg")
+    file = tmp_path / "val.txt"
+    file.write_text("a 2\nb 10\nc 1\n")
+    found = source(tmp_path, validation_labels=str(file))
+    assert [entry.name for entry in found.classes] == ["0", "10", "2"]
+    rows = by_key(found, "validation")
+    assert [rows[key].label for key in "abc"] == [2, 1, None]
+
+
 def test_names_that_do_not_fit_the_folders_are_an_error(tmp_path: Path) -> None:
     root = imagenet(tmp_path)
     few = tmp_path / "few.txt"

@@ -17,6 +17,8 @@ from vtp.data.sources.base import Numbered, Row, Scope, folder_names, key_of
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
 """Of files that are taken for pictures; what is in them is another matter. Compared in lower case."""
 CAPTION = ".txt"
+META = "meta.mat"
+"""Beside ILSVRC2012_validation_ground_truth.txt in ImageNet's development kit: what its numbers mean."""
 TRAIN, VALIDATION = "train", ("val", "validation")
 
 
@@ -46,9 +48,9 @@ class ImageFolder(Numbered):
     Classes are the folders of the training split in the order of their names. A text file of the name of a picture, beside it, is
     its caption. Rows come in a fixed shuffled order, so that a shard is no run of one class. Hidden files do not count.
 
-    A validation folder may be flat where `data.validation_labels` says what is in it: a file of lines `name class`, class being
-    a class folder's name or a label (ImageNet's LOC_val_solution.csv, say), or ImageNet's ILSVRC2012_validation_ground_truth.txt
-    with the development kit's meta.mat beside it.
+    A validation folder may be flat where `data.validation_labels` says what is in it: a file of lines `name class`, class being a
+    class folder's name or, where no folder is called by a number, a label (ImageNet's LOC_val_solution.csv, say), or ImageNet's
+    ILSVRC2012_validation_ground_truth.txt with the development kit's meta.mat beside it.
 
     Raises:
         ValueError: no pictures, files that do not fit each other, more rows wanted than there are.
@@ -60,7 +62,7 @@ class ImageFolder(Numbered):
         import pyarrow as pa
 
         self.roots = roots(data)
-        names = {split: _names(root) for split, root in self.roots.items()}
+        names = {split: file_names(root) for split, root in self.roots.items()}
         for split, found in names.items():
             if not any(_is_picture(name) for name in found):
                 raise ValueError(f"{self.roots[split]} holds no pictures ({', '.join(sorted(SUFFIXES))}).")
@@ -112,8 +114,8 @@ class ImageFolder(Numbered):
         return beside.read_text(encoding="utf-8", errors="replace") if self.captioned and beside.exists() else None
 
 
-def _names(root: Path) -> list[str]:
-    """Files below a folder, relative, hidden ones left out."""
+def file_names(root: Path) -> list[str]:
+    """Files below a folder and the folders that links in it lead to, relative, hidden ones left out."""
     found = []
     for folder, inner, files in os.walk(root, followlinks=True):
         inner[:] = [name for name in inner if not name.startswith(".")]
@@ -142,16 +144,16 @@ def _labels(file: Path, folders: list[str]) -> dict[str, int]:
     pairs = [re.split(r"[,\s]+", line.strip()) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     by_folder = {folder: label for label, folder in enumerate(folders)}
     if all(len(pair) == 1 for pair in pairs):
-        numbered = {number: by_folder.get(folder, -1) for number, folder in _development_kit(file.with_name("meta.mat")).items()}
+        numbered = {number: by_folder.get(folder, -1) for number, folder in _development_kit(file.with_name(META)).items()}
         return {f"ILSVRC2012_val_{i:08d}": numbered.get(int(pair[0]), -1) for i, pair in enumerate(pairs, 1)}
     if pairs and pairs[0][0] == "ImageId":  # the heading of LOC_val_solution.csv
         pairs = pairs[1:]
     if not all(len(pair) >= 2 for pair in pairs):
         raise ValueError(f"data.validation_labels={file} must hold lines `name class`.")
-    return {
-        Path(name).stem: int(target) if target.isdigit() and int(target) < len(folders) else by_folder.get(target, -1)
-        for name, target, *_ in pairs
-    }
+    # Where folders are called by numbers, a number is a name: folder 10 comes before folder 2.
+    counted = {} if any(folder.isdigit() for folder in folders) else {str(label): label for label in range(len(folders))}
+    known = counted | by_folder
+    return {Path(name).stem: known.get(target, -1) for name, target, *_ in pairs}
 
 
 def _development_kit(file: Path) -> dict[int, str]:
