@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from vtp.compiling import compilable, compiled
+from vtp.compiling import compilable, compiled, written
 
 
 @compilable
@@ -40,6 +40,17 @@ def test_numbers_that_change_as_tensors_cost_one_compilation_and_a_shape_another
         assert graphs() == before + 2
     curve(torch.ones(7), torch.tensor(0.0))
     assert graphs() == before + 2
+
+
+@pytest.mark.slow
+def test_what_is_to_run_as_written_compiles_nothing_where_all_else_is_compiled():
+    block = torch.nn.Linear(2, 2)
+    block.compile()
+    before = graphs()
+    with compiled(True), written():
+        curve(torch.ones(9), torch.tensor(0.0))
+        block(torch.ones(1, 2))
+    assert graphs() == before
 
 
 @compilable

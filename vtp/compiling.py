@@ -34,6 +34,16 @@ def compiled(on: bool) -> Iterator[None]:
         _Switch.on = before
 
 
+@contextmanager
+def written() -> Iterator[None]:
+    """Within the block everything runs as it is written, modules that are compiled included."""
+    if not _Switch.on:
+        yield
+        return
+    with compiled(False), torch.compiler.set_stance("force_eager"):
+        yield
+
+
 def compilable(function: Callable[P, R]) -> Callable[P, R]:
     """Mark a function that is one graph of tensor operations, for `compiled`."""
 

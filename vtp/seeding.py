@@ -65,6 +65,12 @@ class Draws:
         )
         return drawn.argsort(stable=True).argsort()
 
+    def common(self, purpose: str, count: int) -> Tensor:
+        """U(0, 1) that belong to no row and are the same on every rank: (count,)."""
+        return self._made(
+            ("common", purpose, count), lambda: torch.rand(count, generator=self.generator(purpose), device=self.device)
+        )
+
     def uniform(self, purpose: str, total: int, *shape: int) -> Tensor:
         """U(0, 1) for this rank's rows of a global batch of `total`: (total / W, *shape)."""
         drawn = self._made(

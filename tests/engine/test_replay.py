@@ -7,20 +7,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tasks.conftest import batch_of, build
+from tests.tasks.conftest import KINDS, batch_of, build
 from vtp.engine.checkpoint import Checkpoints, State
-from vtp.engine.loop import fit, stepper
+from vtp.engine.loop import fit, stepper, update
 from vtp.engine.optim import optimizers
 from vtp.engine.watch import Watch
-from vtp.seeding import Draws
+from vtp.seeding import Draws, HeldDraws
 from vtp.tracking import Track
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def train(folder: Path, *, replayed: bool, steps: int = 8, stop: int = 8, compiled: bool = False) -> dict[str, torch.Tensor]:
+SECTIONS = {"pretrain": "pretrain", "decoder": "finetune_decoder", "dit": "dit", "metric": "evaluate.metric_network"}
+
+
+def train(
+    folder: Path, *, replayed: bool, kind: str = "pretrain", steps: int = 8, stop: int = 8, compiled: bool = False
+) -> dict[str, torch.Tensor]:
     """Weights after `stop` steps of a training of `steps`."""
-    task, device = build("pretrain", f"pretrain.steps={steps}"), torch.device("cuda")
+    task, device = build(kind, f"{SECTIONS[kind]}.steps={steps}"), torch.device("cuda")
 
     class Enough(Exception):
         pass
@@ -57,9 +62,11 @@ def close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> No
 
 
 @GPU
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("compiled", [False, True])
-def test_replayed_steps_train_as_steps_that_are_launched(tmp_path, compiled):
-    close(train(tmp_path / "a", replayed=False, compiled=compiled), train(tmp_path / "b", replayed=True, compiled=compiled))
+def test_replayed_steps_train_as_steps_that_are_launched(tmp_path, kind, compiled):
+    launched = train(tmp_path / "a", replayed=False, kind=kind, compiled=compiled)
+    close(launched, train(tmp_path / "b", replayed=True, kind=kind, compiled=compiled))
 
 
 @GPU
@@ -83,8 +90,9 @@ def test_deterministic_kernels_resume_in_the_same_bits(tmp_path):
 
 
 @GPU
-def test_nothing_in_a_step_waits_for_the_gpu():
-    task, device = build("pretrain"), torch.device("cuda")
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_in_a_step_waits_for_the_gpu(kind):
+    task, device = build(kind), torch.device("cuda")
     task.to(device)
     one = stepper(task, State(task.models, optimizers(task)), 0, device, replayed=False)
     batch = {name: value.to(device) for name, value in batch_of(0).items()}
@@ -101,6 +109,33 @@ def test_a_step_cannot_be_recorded_on_a_cpu():
     task = build("pretrain")
     with pytest.raises(ValueError, match=r"run\.replay=true needs one process with a GPU"):
         stepper(task, State(task.models, {}), 0, torch.device("cpu"), replayed=True)
+
+
+class Closable(HeldDraws):
+    """Held draws that can refuse to draw what nobody has asked for before."""
+
+    closed = False
+
+    def generator(self, purpose: str) -> torch.Generator:
+        assert not self.closed, f"{purpose} is drawn inside of the step; a recorded step would draw the same for ever"
+        return super().generator(purpose)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_draws_nothing_but_what_can_be_filled_anew(kind):
+    """What a recorded step rests on, shown where there is no GPU: after the first of its kind, all that it draws lies ready."""
+    plain, held, known = build(kind), build(kind), set()
+    states = [State(task.models.train(), optimizers(task)) for task in (plain, held)]
+    draws = Closable(0)
+    for step in range(5):
+        draws.at(step)
+        draws.closed = held.kind(step) in known
+        for phase in plain.phases:
+            expected = update(plain, phase, states[0], batch_of(step), Draws(0, step))
+            found = update(held, held.phases[plain.phases.index(phase)], states[1], batch_of(step), draws)
+            assert {name: float(value) for name, value in found.items()} == {n: float(v) for n, v in expected.items()}
+        draws.closed = False
+        known.add(held.kind(step))
 
 
 def test_rates_follow_the_step_and_draws_come_from_it():

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vtp import dist, stopping
 from vtp.compiling import compiled as compiled_code
+from vtp.compiling import written
 from vtp.engine.checkpoint import Checkpoints, State
 from vtp.engine.feed import Feed
 from vtp.engine.flops import counted, imagined
@@ -110,7 +111,9 @@ def fit(
                 track.scalars(state.step, row | figures)
             bar.advance(task.batch, loss, told(figures) if figures else None)
             if last or state.step % picture_every == 0:
-                for name, pictures in task.pictures(batch).items():
+                with written():  # a few pictures now and then are not worth compiling for
+                    shown = task.pictures(batch)
+                for name, pictures in shown.items():
                     picture(name, pictures, state.step)
             if save:
                 checkpoints.save(state)
@@ -141,14 +144,15 @@ def stepper(
 
     if replayed and (device.type != "cuda" or dist.world() > 1):
         raise ValueError("run.replay=true needs one process with a GPU; set it to false.")
-    if replayed and not task.steady:
-        log.info("the steps of this training differ in kind, so that run.replay is left aside")
-    replay = Replay(updates, seed, device) if replayed and task.steady else None
+    replay = Replay(updates, seed, device) if replayed else None
+    if replayed and task.kind(0) is None:
+        log.info("a step of this training cannot be recorded, so that run.replay is left aside")
 
     def one(batch: Batch, step: int) -> dict[str, Tensor]:
         for phase in task.phases:
             set_rate(state.optimizers[phase.name], phase.optimizer, step, task.steps)
-        scalars = updates(batch, Draws(seed, step, device)) if replay is None else replay(batch, step)
+        kind = task.kind(step)
+        scalars = updates(batch, Draws(seed, step, device)) if replay is None or kind is None else replay(batch, step, kind)
         for pair in task.averages:
             average(pair, step)
         mark("averages")

@@ -19,16 +19,16 @@ from vtp.tasks.base import Batch
 log = logging.getLogger(__name__)
 
 FIRST = 3
-"""Steps that run as written before one is recorded."""
+"""Steps of a kind that run as written before one is recorded."""
 
 Work = Callable[[Batch, HeldDraws], dict[str, Tensor]]
 """Everything a step does on the device, from a batch and draws to scalars; the same kernels in every step."""
 
 
 class Replay:
-    """`work` as written for the first steps, then as one recorded graph.
+    """`work` as written for the first steps of a kind, then as one recorded graph, until there are steps of another kind.
 
-    Memory of the recording stays taken until the object is gone.
+    Memory of a recording stays taken until the next one is made or the object is gone.
     """
 
     def __init__(self, work: Work, seed: int, device: torch.device) -> None:
@@ -37,14 +37,16 @@ class Replay:
         self.batch: Batch = {}
         self.graph: torch.cuda.CUDAGraph | None = None
         self.scalars: dict[str, Tensor] = {}
-        self.done = 0
+        self.kind, self.done = -1, 0
 
-    def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """One step. The scalars are the caller's to keep.
+    def __call__(self, batch: Batch, step: int, kind: int) -> dict[str, Tensor]:
+        """One step of a kind (see `Task.kind`). The scalars are the caller's to keep.
 
         Raises:
             ValueError: a batch of another shape than the first one's.
         """
+        if kind != self.kind:
+            self.kind, self.done, self.graph = kind, 0, None
         current = torch.cuda.current_stream()
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):

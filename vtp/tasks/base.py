@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +79,6 @@ class Task(ABC):
         steps: length of the training.
         batch: pictures of a global step.
         microbatch: pictures of one forward pass on a rank; None: all of them.
-        steady: every step does the same work, and all that changes with the step are draws: it can be recorded and replayed.
     """
 
     models: nn.ModuleDict
@@ -90,11 +88,17 @@ class Task(ABC):
     steps: int
     batch: int
     microbatch: int | None = field(default=None, kw_only=True)
-    steady: ClassVar[bool] = False
 
     @abstractmethod
     def passes(self, phase: str, batch: Batch, draws: Draws) -> Iterator[Backward | Report]:
         """The backward passes of one phase of step `draws.step`, and what to report of it."""
+
+    def kind(self, step: int) -> int | None:
+        """Steps of one kind do the same work, all that changes being draws: one can be recorded, and replayed for the others.
+
+        None: a step of this training cannot be recorded.
+        """
+        return 0
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Pictures worth a look now and then: name -> (n, 3, H, W) in [0, 1]."""

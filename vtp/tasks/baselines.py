@@ -79,8 +79,6 @@ class PretrainAligned(Pretrain):
         generator: initialises the projection.
     """
 
-    steady = False
-
     def __init__(
         self,
         params: PretrainParams,
@@ -106,6 +104,9 @@ class PretrainAligned(Pretrain):
     def to(self, device: torch.device) -> None:
         super().to(device)
         self.foundation.to(device)
+
+    def kind(self, step: int) -> int | None:
+        return None  # what the foundation model does is not ours to know
 
     def passes(self, phase: str, batch: Batch, draws: Draws) -> Iterator[Backward | Report]:
         total = self.params.reconstruction_batch

@@ -91,6 +91,9 @@ class FinetuneDecoder(Task):
         self.tokenizer.to(device)
         self.perceptual.to(device)
 
+    def kind(self, step: int) -> int | None:
+        return (step >= self.params.discriminator_start) + 2 * (step >= self.params.adversarial_start)
+
     def passes(self, phase: str, batch: Batch, draws: Draws) -> Iterator[Backward | Report]:
         pixels = random_view(
             batch["images"], draws, "view", self.batch, scale=self.params.crop_scale, size=self.image_size, flip=True
@@ -185,7 +188,7 @@ class FinetuneDecoder(Task):
     def _augment(self, signed: Tensor, rows: slice, draws: Draws, purpose: str) -> Tensor:
         uniforms = draws.uniform(purpose, self.batch, 7)[rows].T[..., None, None]
         # Cutout stays off: a decoder is judged on whole pictures.
-        on = torch.rand(2, generator=draws.generator(f"{purpose}/on"), device=draws.device) < self.params.augment
+        on = draws.common(f"{purpose}/on", 2) < self.params.augment
         return diff_augment(signed, uniforms, torch.cat([on, torch.zeros_like(on[:1])]))
 
     @torch.no_grad()

@@ -79,8 +79,6 @@ class Pretrain(Task):
         generator: initialises the self-distillation head.
     """
 
-    steady = True
-
     def __init__(
         self,
         params: PretrainParams,
