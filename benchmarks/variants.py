@@ -1,7 +1,7 @@
 """What was tried on the transformers, side by side in one process: `python -m benchmarks.variants dit-xl`.
 
-Attention kernels, what is compiled. Prints a table, and the kernels that the last variant
-spends its time in; writes nothing.
+What is compiled, which passes over memory are one kernel. Prints a table, and the kernels that the last variant of a training and
+the first of a use spend their time in; writes nothing.
 """
 
 from __future__ import annotations
@@ -22,39 +22,43 @@ from vtp import sampling
 from vtp.engine.inference import put_to_work
 from vtp.engine.loop import autocast
 from vtp.engine.parallel import compile_blocks
+from vtp.models import dit_blocks
 from vtp.models.dit import DiT
+from vtp.models.kernels import wanted
 from vtp.seeding import Draws
 from vtp.tasks.base import Backward
 from vtp.tasks.dit import TrainDit
 
 log = logging.getLogger(__name__)
 
-CUDA = torch.backends.cuda
 TRAINED = {
-    "W3-xl": (("default", False), ("default", True)),
-    "W3-b": (("default", True),),
+    "W3-xl": (("as it is", False), ("norm", False)),
+    "W3-b": (("as it is", False), ("norm", False), ("norm", True)),
 }
-"""Attention, and whether what lies before and after the blocks is compiled, too."""
+"""The form, and whether what lies before and after the blocks is compiled, too."""
 USED = {
-    "W4-encode": (("default", False, 1), ("default", True, 1)),
-    "W4-decode": (("default", False, 1), ("default", True, 1)),
-    "sample": (("default", False, 1),),
+    "W4-encode": (("as it is", False, 1), ("as it is", True, 1)),
+    "W4-decode": (("as it is", False, 1), ("as it is", True, 1)),
+    "sample": (("as it is", False, 1), ("compiler's norm", False, 1), ("as it is", False, 2)),
 }
-"""Attention, whether the whole network is compiled and not its blocks, batches at once."""
+"""The form, whether the whole network is compiled and not its blocks, batches at once."""
+
+FORMS: dict[str, Callable[[Tensor], bool]] = {
+    "as it is": dit_blocks.in_one_pass,
+    "norm": wanted,
+    "compiler's norm": lambda x: False,
+}
+"""Where a block of the DiT adds, norms and modulates in one pass: as it is (in use), in training as well, nowhere."""
 
 
 @contextmanager
-def attention(kind: str) -> Iterator[None]:
-    """Only this kind of fused attention; `default` leaves the choice to torch."""
-    if kind != "default":
-        CUDA.enable_flash_sdp(kind == "flash")
-        CUDA.enable_cudnn_sdp(kind == "cudnn")
-        CUDA.enable_mem_efficient_sdp(False)
+def taken(form: str) -> Iterator[None]:
+    before = dit_blocks.in_one_pass
+    dit_blocks.in_one_pass = FORMS[form]  # type: ignore[assignment]
     try:
         yield
     finally:
-        for switch in (CUDA.enable_flash_sdp, CUDA.enable_cudnn_sdp, CUDA.enable_mem_efficient_sdp):
-            switch(True)
+        dit_blocks.in_one_pass = before
 
 
 def compile_ends(model: DiT) -> None:
@@ -103,7 +107,7 @@ def train_variants(name: str, tiny: bool, device: torch.device) -> list[str]:
             if ends:
                 compile_ends(task.model)
             compile_blocks(task.models)
-            with attention(kind):
+            with taken(kind):
                 loss, found = dit.gradients(task, batch, device)
                 error = measure.relative_error(found, precise)
                 del found
@@ -123,7 +127,6 @@ def use_variants(name: str, tiny: bool, device: torch.device) -> list[str]:
     table = []
     if name == "sample":
         options, rows = (dit.TINY[0], 4) if tiny else (dit.XL, 128)
-        given = dit.random_batch(options, rows, device)
     else:
         shape, rows = (tokenizer.TINY, 4) if tiny else (tokenizer.LARGE, 128)
     work: Callable[[], Tensor]
@@ -133,8 +136,9 @@ def use_variants(name: str, tiny: bool, device: torch.device) -> list[str]:
         begun = time.monotonic()
         try:
             torch._dynamo.reset()
-            with torch.inference_mode(), autocast(device), attention(kind):
+            with torch.inference_mode(), autocast(device), taken(kind):
                 if name == "sample":
+                    given = dit.random_batch(options, rows * times, device)
                     model = dit.random_dit(options, device).eval().requires_grad_(False)
                     put_to_work(model, device, compiled=True)
                     flow = sampling.guided(model, given["labels"], options.num_classes, scale=1.5, interval=(0, 1))
@@ -153,7 +157,7 @@ def use_variants(name: str, tiny: bool, device: torch.device) -> list[str]:
         table.append(f"{line} [{time.monotonic() - begun:.0f} s]")
         log.info("%s", table[-1])
         if device.type == "cuda" and (kind, other, times) == USED[name][0]:
-            with torch.inference_mode(), autocast(device), attention(kind):
+            with torch.inference_mode(), autocast(device), taken(kind):
                 kernels(work)
     return table
 

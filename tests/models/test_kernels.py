@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from vtp.config import ROOT
-from vtp.models import blocks, dit_blocks
+from vtp.models import blocks, dit_blocks, kernels_norm
 from vtp.seeding import generator
 
 pytest.importorskip("triton")
@@ -67,17 +67,35 @@ def biased_gate_errors(hidden: int, rows: int) -> list[float]:
     return [float((one - other).detach().abs().max()) for one, other in [(fused, plain), *pairs]]
 
 
+def norm_errors(width: int, tokens: int, shifted: bool) -> list[float]:
+    """As a block asks for it: the vectors are slices of one row, in which other vectors lie between them."""
+    draw = generator(0, "norm")
+    x, added, d_total, d_out = torch.randn(4, 3, tokens, width, generator=draw).unbind(0)
+    vectors = torch.randn(3, 4 * width, generator=draw)
+    norm = dit_blocks.RMSNorm(width)
+    torch.nn.init.normal_(norm.weight, 1.0, 0.1, generator=draw)
+    leaves = [part.requires_grad_() for part in (x, added, vectors)]
+    parts = vectors.chunk(4, 1)
+    gate, scale, shift = parts[0], parts[1], parts[3] if shifted else None
+    plain = dit_blocks.added_norm(x, gate, added, norm, scale, shift)
+    fused = kernels_norm.added_norm(x, gate, added, norm.weight, scale, shift, dit_blocks.EPS)
+    grads = (torch.autograd.grad(out, [*leaves, norm.weight], (d_total, d_out)) for out in (fused, plain))
+    pairs = [*zip(fused, plain, strict=True), *zip(*grads, strict=True)]
+    return [float((one - other).detach().abs().max()) for one, other in pairs]
+
+
 def test_kernels_are_the_plain_lines() -> None:
     script = (
         "import json; from tests.models.test_kernels import *\n"
         "gates = [gate_errors(7), gate_errors(1300), biased_gate_errors(7, 40), biased_gate_errors(1300, 3)]\n"
-        "print(json.dumps([heads_errors(*case) for case in CASES] + gates))"
+        "norms = [norm_errors(24, 5, True), norm_errors(96, 40, False)]\n"
+        "print(json.dumps([heads_errors(*case) for case in CASES] + gates + norms))"
     )
     environment = os.environ | {"TRITON_INTERPRET": "1"}  # read when a kernel is defined, hence the process of its own
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     errors = json.loads(done.stdout)
-    assert len(errors) == len(CASES) + 4
+    assert len(errors) == len(CASES) + 6
     assert all(error < 2e-5 for row in errors for error in row), errors
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtp.models import kernels
+from vtp.models import kernels, kernels_norm
 
 EPS = 1e-6
 """Added to mean squares in every RMS norm."""
@@ -200,6 +200,21 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
     return x * scale if shift is None else torch.addcmul(shift[:, None], x, scale)
 
 
+def added_norm(
+    x: Tensor, gate: Tensor, added: Tensor, norm: nn.Module, scale: Tensor, shift: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The sum x + gate * added, of (B, N, D), (B, D), (B, N, D), and its modulated norm."""
+    if isinstance(norm, RMSNorm) and in_one_pass(x):
+        return kernels_norm.added_norm(x, gate, added, norm.weight, scale, shift, EPS)
+    x = torch.addcmul(x, gate[:, None], added)
+    return x, modulate(norm(x), scale, shift)
+
+
+def in_one_pass(x: Tensor) -> bool:
+    """Whether `kernels_norm` does it: in use only. Its backward pass is not timed yet (`python -m benchmarks.variants W3-xl`)."""
+    return kernels.wanted(x) and not torch.is_grad_enabled()
+
+
 class Block(nn.Module):
     """Attention and feed-forward; the conditioning scales, shifts and gates each of them.
 
@@ -219,7 +234,6 @@ class Block(nn.Module):
         self, x: Tensor, gate: Tensor, added: Tensor, condition: Tensor, rope: Rope | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The sum so far is x + gate * added, of (B, N, D), (B, D), (B, N, D); with condition (B, D) -> the same three, later."""
-        x = torch.addcmul(x, gate[:, None], added)
         vectors = self.adaLN_modulation(condition)
         shift_a: Tensor | None = None
         shift_m: Tensor | None = None
@@ -227,8 +241,9 @@ class Block(nn.Module):
             shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = vectors.chunk(6, -1)
         else:
             scale_a, gate_a, scale_m, gate_m = vectors.chunk(4, -1)
-        x = torch.addcmul(x, gate_a[:, None], self.attn(modulate(self.norm1(x), scale_a, shift_a), rope))
-        return x, gate_m, self.mlp(modulate(self.norm2(x), scale_m, shift_m))
+        x, normed = added_norm(x, gate, added, self.norm1, scale_a, shift_a)
+        x, normed = added_norm(x, gate_a, self.attn(normed, rope), self.norm2, scale_m, shift_m)
+        return x, gate_m, self.mlp(normed)
 
 
 class PatchEmbed(nn.Module):
