@@ -101,7 +101,10 @@ class Bench:
         self.model = put_to_work(DiT.from_pretrained(data / "train_dit"), device, compiled=compiled)
         tokenizer = put_to_work(VisualTokenizer.from_pretrained(data / "finetune_decoder"), device, compiled=compiled)
         self.decode = same_shape(tokenizer.decode, batch, compiled=compiled)
-        self.describe = evaluation.describer(params.evaluate.features, data / "train_metric_network", device)
+        describe = evaluation.describer(params.evaluate.features, data / "train_metric_network", device)
+        if describe is None:
+            raise SystemExit(f"{data} holds no metric network to measure with; train one on data with labels.")
+        self.describe = describe
         self.mean, self.std = (t.to(device) for t in load_statistics(data / "train_dit"))
         prepared = Prepared.open(data / "prepare")
         split = prepared.train if params.evaluate.reference == "train" else prepared.validation

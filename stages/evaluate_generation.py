@@ -32,7 +32,7 @@ def main(params: Params) -> None:
         made = load_tensors(ROOT / "data" / "sample" / "latents.safetensors")
         count = len(made["labels"])
         split = data.train if p.reference == "train" else data.validation
-        if len(split) < count:
+        if describe is not None and len(split) < count:
             raise ValueError(
                 f"sample.samples={count}, but evaluate.reference={p.reference} has {len(split)} pictures; take as many of both."
             )

@@ -27,7 +27,9 @@ def main(params: Params) -> None:
         if not about["captioned"] and "clip" in params.pretrain.objective:
             log.warning("the data has no captions: pretrain.objective=%s will not start; use ssl+ae", params.pretrain.objective)
         if not about["labelled"] and params.evaluate.features == "metric":
-            log.warning("the data has no labels: evaluate.features=metric has no network to measure with; use inception")
+            log.warning("the data has no labels: no probes, and no Frechet distances unless evaluate.features=inception")
+        if (most := facts[params.evaluate.reference]["pictures"]) < params.sample.samples:
+            log.warning("evaluate.reference=%s has %d pictures: take as many for sample.samples", params.evaluate.reference, most)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def main(params: Params) -> None:
         options = params.evaluate.metric_network
         data = Prepared.open(ROOT / "data" / "prepare", Scratch.of(run.work, params.run.cache_gigabytes))
         if not data.labelled:
-            log.info("the data has no labels to train a metric network on; evaluate.features=inception does without")
+            log.info("the data has no labels to train a metric network on; evaluate.features=inception needs none")
             with run.out():
                 write_csv(ROOT / "reports" / "curves" / "metric_network.csv", [])
             run.metrics("metric_network", {"step": 0, "loss": None})

@@ -6,7 +6,7 @@ Numbers in Inception's features are called FID; in the metric network's they are
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -33,12 +33,19 @@ log = logging.getLogger(__name__)
 Values = dict[str, float | int | None]
 
 
-def describer(features: str, folder: Path, device: torch.device) -> Describe:
-    """The network in whose features pictures are compared: the one trained here, or Inception from disk."""
+def describer(features: str, folder: Path, device: torch.device) -> Describe | None:
+    """The network in whose features pictures are compared: the one trained here, or Inception from disk.
+
+    None where there is neither, because the data has no labels to train one on; distances between sets are left out then.
+    """
     if features == "inception":
         return inception(device)
     if not (folder / "config.json").exists():
-        raise ValueError(f"{folder} holds no metric network, because the data has no labels; use evaluate.features=inception.")
+        log.warning(
+            "no Frechet distances, precision, recall: the data has no labels to train a metric network on; "
+            "evaluate.features=inception needs none"
+        )
+        return None
     return MetricNetwork.from_pretrained(folder).to(device).describe
 
 
@@ -129,12 +136,15 @@ def prompt_features(names: Sequence[str], templates: Sequence[str], tokenizer: V
 def reconstruction(
     tokenizer: VisualTokenizer,
     split: Split,
-    describe: Describe,
+    describe: Describe | None,
     distance: Callable[[Tensor, Tensor], Tensor],
     params: EvaluateParams,
     device: torch.device,
 ) -> Values:
-    """PSNR (dB), SSIM, perceptual distance and Frechet distance of decoded pictures to all pictures of a split, unrounded."""
+    """PSNR (dB), SSIM, perceptual distance and Frechet distance of decoded pictures to all pictures of a split, unrounded.
+
+    The Frechet distance is None without a network to `describe` pictures.
+    """
 
     def measure(pictures: Tensor) -> Tensor:
         pixels = pictures / 255
@@ -142,7 +152,7 @@ def reconstruction(
         each = torch.stack(
             [psnr(decoded, pixels), ssim(decoded, pixels), distance(2 * decoded - 1, 2 * pixels - 1).float()], dim=1
         )
-        features = [describe(shown)[0].float() for shown in (pictures, to_uint8(decoded))]
+        features = [describe(shown)[0].float() for shown in (pictures, to_uint8(decoded))] if describe else []
         return torch.cat([each, *features], dim=1)
 
     table = extract(measure, split.image, len(split), batch=params.batch, device=device)
@@ -152,7 +162,9 @@ def reconstruction(
         "psnr": means[0],
         "ssim": means[1],
         "distance": means[2],
-        "rfid" if params.features == "inception" else "rfd": frechet(table[:, 3 : 3 + width], table[:, 3 + width :]),
+        "rfid" if params.features == "inception" else "rfd": (
+            frechet(table[:, 3 : 3 + width], table[:, 3 + width :]) if describe else None
+        ),
     }
 
 
@@ -170,7 +182,7 @@ def generation(
     samples: Tensor,
     gaussian: Tensor,
     reference: Tensor,
-    describe: Describe,
+    describe: Describe | None,
     params: EvaluateParams,
     device: torch.device,
     *,
@@ -180,11 +192,17 @@ def generation(
 
     Args:
         samples, gaussian, reference: uint8 (n, 3, H, W).
+        describe: the network that sees the pictures; without one every distance is None.
         unguided: the same noises drawn without guidance, where that was asked for; its distance alone is taken.
     """
-    found = compare(samples, reference, describe, batch=params.batch, device=device)
-    floor = compare(gaussian, reference, describe, batch=params.batch, device=device)
-    plain = {} if unguided is None else compare(unguided, reference, describe, batch=params.batch, device=device)
+
+    def against(pictures: Tensor) -> Mapping[str, float | None]:
+        if describe is None:
+            return dict.fromkeys(("frechet", "score", "precision", "recall", "kid"))
+        return compare(pictures, reference, describe, batch=params.batch, device=device)
+
+    found, floor = against(samples), against(gaussian)
+    plain = {} if unguided is None else against(unguided)
     name = "gfid" if params.features == "inception" else "gfd"
     return {
         name: found["frechet"],

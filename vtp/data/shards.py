@@ -160,8 +160,8 @@ class Split:
         return self._all("tokens")
 
     def caption(self, i: int) -> str:
-        """Caption `i`, as written."""
-        return self._text(*self._place(i), "caption")
+        """Caption `i`, as written; empty where there is none."""
+        return self._text(*self._place(i), "caption") or ""
 
     def image(self, i: int) -> Tensor:
         """Picture `i`: (3, S, S) uint8, S = `image_size`."""
