@@ -17,14 +17,14 @@ def main(params: Params) -> None:
         from vtp.engine.inference import put_to_work, same_shape
         from vtp.engine.loop import autocast
         from vtp.engine.session import open_track, start
-        from vtp.models.tokenizer import VisualTokenizer
+        from vtp.models.kinds import open_tokenizer
         from vtp.reporting.pictures import captioned, grid, save_png
         from vtp.seeding import generator
 
         device = start(params.run)
         p = params.evaluate
         data = Prepared.open(ROOT / "data" / "prepare", Scratch.of(run.work, params.run.cache_gigabytes))
-        tokenizer = VisualTokenizer.from_pretrained(ROOT / "data" / "finetune_decoder")
+        tokenizer = open_tokenizer(ROOT / "data" / "finetune_decoder")
         put_to_work(tokenizer, device, compiled=params.run.compile)
         decode = same_shape(tokenizer.decode, p.batch, compiled=params.run.compile)
         describe = evaluation.describer(p.features, ROOT / "data" / "train_metric_network", device)

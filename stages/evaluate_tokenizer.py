@@ -16,13 +16,13 @@ def main(params: Params) -> None:
         from vtp.engine.loop import autocast
         from vtp.engine.session import open_track, start
         from vtp.models.frozen import perceptual
-        from vtp.models.tokenizer import VisualTokenizer
+        from vtp.models.kinds import open_tokenizer
         from vtp.reporting.pictures import grid, labelled_rows, save_png
 
         device = start(params.run)
         data = Prepared.open(ROOT / "data" / "prepare", Scratch.of(run.work, params.run.cache_gigabytes))
-        before = VisualTokenizer.from_pretrained(ROOT / "data" / "pretrain").to(device)
-        after = VisualTokenizer.from_pretrained(ROOT / "data" / "finetune_decoder").to(device)
+        before = open_tokenizer(ROOT / "data" / "pretrain").to(device)
+        after = open_tokenizer(ROOT / "data" / "finetune_decoder").to(device)
         describe = evaluation.describer(params.evaluate.features, ROOT / "data" / "train_metric_network", device)
         distance = perceptual(params.perceptual.net, params.perceptual.weights, params.seed).to(device)
         name = "lpips" if params.perceptual.weights == "published" else "lpips_random"

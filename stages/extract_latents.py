@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # stages look at parameters before they need torch
     import torch
 
     from vtp.data.shards import Split
-    from vtp.models.tokenizer import VisualTokenizer
+    from vtp.models.base import Tokenizer
 
 
 def main(params: Params) -> None:
@@ -26,17 +26,17 @@ def main(params: Params) -> None:
         from vtp.data.latents import LatentStore, copy_latents
         from vtp.data.shards import Prepared, Scratch
         from vtp.engine.session import start
-        from vtp.models.tokenizer import VisualTokenizer
+        from vtp.models.kinds import open_tokenizer
 
         device, given = start(params.run), params.given_latents
         data = Prepared.open(ROOT / "data" / "prepare", Scratch.of(run.work, params.run.cache_gigabytes))
-        tokenizer = VisualTokenizer.from_pretrained(ROOT / "data" / "pretrain")
+        tokenizer = open_tokenizer(ROOT / "data" / "pretrain")
         with run.out({"num_classes": data.num_classes, "given": given is not None}) as folder:
             if given is None:
                 extract(params, run, tokenizer, data.train, folder, device)
             elif dist.is_main():
                 pins.check_given("latents", given, None, ROOT / "data" / "inputs")
-                channels = tokenizer.options.encoder.latent_channels
+                channels = tokenizer.latent_channels
                 copy_latents(given, folder, channels=channels, num_classes=data.num_classes)
         store = LatentStore.open(ROOT / "data" / "extract_latents")
         channels, h, w = store.shape
@@ -53,7 +53,7 @@ def main(params: Params) -> None:
         )
 
 
-def extract(params: Params, run: Run, tokenizer: VisualTokenizer, split: Split, folder: Path, device: torch.device) -> None:
+def extract(params: Params, run: Run, tokenizer: Tokenizer, split: Split, folder: Path, device: torch.device) -> None:
     """Write this rank's part of the latents, and the statistics of all."""
     import torch
 

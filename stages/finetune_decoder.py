@@ -16,7 +16,7 @@ def main(params: Params) -> None:
         from vtp.models.card import Card
         from vtp.models.discriminator import discriminator
         from vtp.models.frozen import perceptual
-        from vtp.models.tokenizer import VisualTokenizer
+        from vtp.models.kinds import open_tokenizer
         from vtp.reporting.curves import write_csv
         from vtp.seeding import generator
         from vtp.tasks.decoder import FinetuneDecoder
@@ -24,7 +24,7 @@ def main(params: Params) -> None:
         device = start(params.run)
         options = params.finetune_decoder
         data = Prepared.open(ROOT / "data" / "prepare", Scratch.of(run.work, params.run.cache_gigabytes))
-        tokenizer = VisualTokenizer.from_pretrained(ROOT / "data" / "pretrain")
+        tokenizer = open_tokenizer(ROOT / "data" / "pretrain")
         given = read_manifest(ROOT / "data" / "pretrain", verify=False)["given"]
         before = tensors_digest(frozen_part(tokenizer.state_dict()))
         task = FinetuneDecoder(

@@ -16,11 +16,9 @@ def main(params: Params) -> None:
         from vtp.data.shards import Prepared, Scratch
         from vtp.engine.session import start, train
         from vtp.models.card import Card
-        from vtp.models.given import as_it_is, go_on_from, take_trunk
-        from vtp.models.pretrained import FILES
-        from vtp.models.tokenizer import VisualTokenizer
+        from vtp.models.given import as_it_is, begin_from
+        from vtp.models.kinds import FILES
         from vtp.reporting.curves import write_csv
-        from vtp.seeding import generator
 
         device, given = start(params.run), params.given_tokenizer
         begun = given is not None and params.pretrain.align.teacher is None
@@ -33,18 +31,12 @@ def main(params: Params) -> None:
         else:
             data = Prepared.open(ROOT / "data" / "prepare", Scratch.of(run.work, params.run.cache_gigabytes))
             data.check_captions(params.pretrain.objective)
-            tokenizer = VisualTokenizer(options(params))
-            tokenizer.init_weights(generator(params.seed, "tokenizer"))
+            tokenizer = tokenizer_of(params)
             if params.pretrain.init_from is not None:
-                (take_trunk if params.pretrain.frozen else go_on_from)(tokenizer, Path(params.pretrain.init_from))
+                begin_from(tokenizer, Path(params.pretrain.init_from), trunk_only=params.pretrain.frozen)
             task = task_of(params, tokenizer)
-            batches = Batches(
-                data.train,
-                batch=params.pretrain.batch,
-                seed=params.seed,
-                workers=params.run.workers,
-                fraction=params.pretrain.data_fraction,
-            )
+            workers, share = params.run.workers, params.pretrain.data_fraction
+            batches = Batches(data.train, batch=params.pretrain.batch, seed=params.seed, workers=workers, fraction=share)
             end = train(task, batches, run, params.run, seed=params.seed, device=device)
             history, numbers = end.history, {**end.history[-1], "pretrain_flops": end.flops * params.pretrain.steps}
         with run.out({"given": begun}) as folder:
@@ -58,24 +50,31 @@ def main(params: Params) -> None:
         run.metrics("pretrain", {**numbers, **millions})
 
 
-def task_of(params: Params, tokenizer):  # noqa: ANN001, ANN201  (types are imported late, with torch)
-    """What is trained: the joint objectives, latents held close to a frozen network, or all but a frozen trunk."""
-    from vtp.models.foundation import foundation
+def tokenizer_of(params: Params):  # noqa: ANN201  (types are imported late, with torch)
+    """A new tokenizer."""
+    from vtp.models.convolutional import ConvolutionalTokenizer
+    from vtp.models.tokenizer import VisualTokenizer
+    from vtp.seeding import generator
+
+    if params.tokenizer.network == "convolutional":
+        return ConvolutionalTokenizer.new(params.tokenizer, params.data.image_size, params.seed)
+    tokenizer = VisualTokenizer(options(params))
+    tokenizer.init_weights(generator(params.seed, "tokenizer"))
+    return tokenizer
+
+
+def task_of(params: Params, tokenizer):  # noqa: ANN001, ANN201
+    """What is trained."""
     from vtp.models.frozen import perceptual
     from vtp.seeding import generator
-    from vtp.tasks.baselines import PretrainAligned, PretrainFrozen
-    from vtp.tasks.pretrain import Pretrain
+    from vtp.tasks.choice import pretraining
 
-    p, size, micro = params.pretrain, params.data.image_size, params.run.microbatch
     distance, head = perceptual(params.perceptual.net, params.perceptual.weights, params.seed), generator(params.seed, "head")
-    if p.align.teacher is not None:
-        teacher = foundation(p.align.teacher)
-        return PretrainAligned(p, tokenizer, distance, teacher, image_size=size, generator=head, microbatch=micro)
-    kind = PretrainFrozen if p.frozen else Pretrain
-    return kind(p, tokenizer, distance, image_size=size, generator=head, microbatch=micro)
+    size, micro = params.data.image_size, params.run.microbatch
+    return pretraining(params.pretrain, tokenizer, distance, image_size=size, generator=head, microbatch=micro)
 
 
-def options(params: Params):  # noqa: ANN201  (the type is imported late, with torch)
+def options(params: Params):  # noqa: ANN201
     """The tokenizer's shape: the ladder's row, and what no row changes."""
     from vtp.models.options import SIGLIP, LogitOptions, options_of
 

@@ -53,6 +53,7 @@ WRAPPED = {
     "mlflow": {"vtp/tracking_upload.py", "vtp/tracking_database.py"},
     "torch.distributed": {"vtp/dist.py", "vtp/artifacts.py", "vtp/engine/parallel.py"},
     "timm": {"vtp/models/metric_network.py", "vtp/models/discriminator.py", "vtp/models/foundation.py"},
+    "diffusers": {"vtp/models/convolutional.py"},
     "open_clip": {"vtp/data/captions.py"},
     "lpips": {"vtp/models/frozen.py"},
     "torch_fidelity": {"vtp/metrics/generation.py", "vtp/models/frozen.py"},

@@ -135,7 +135,7 @@ def test_every_recipe_applies_and_keeps_comments(name, tmp_path):
     file = tmp_path / "params.yaml"
     before = (ROOT / "params.yaml").read_text()
     file.write_text(before)
-    asked = {"demo": [], "gpu-64": [], "vavae": ["pretrain.align.teacher=/a"], "frozen": ["pretrain.init_from=/a"]}
+    asked = {"demo": [], "gpu-64": [], "vavae": ["pretrain.align.teacher=/a"], "frozen": ["pretrain.init_from=/a"], "kl-vae": []}
     recipes.apply(name, tuple(asked.get(name, ["data.path=/somewhere"])), file)
     config.load(file=file)
     comments = [line.split("#", 1)[1].strip() for line in before.splitlines() if "#" in line]

@@ -1,4 +1,4 @@
-"""Studies from the command line in a clone: through DVC, and directly with what needs a teacher; killed, resumed, repeated."""
+"""Studies from the command line in a clone: through DVC, and the baselines directly; killed, resumed, repeated."""
 
 from __future__ import annotations
 
@@ -65,9 +65,12 @@ def test_the_baselines_run_directly_and_a_study_that_was_stopped_goes_on(project
     assert "runs/studies/lock is held by process" in sh(project, *command, ok=False)
     running.send_signal(signal.SIGTERM)
     assert running.wait(60) in (75, -signal.SIGTERM)
-    assert "2 done" in sh(project, *command)
+    assert "3 done" in sh(project, *command)
     found = records(project, "smoke-baselines")
-    assert set(found) == {"vavae_4", "frozen_4"}
+    assert set(found) == {"vavae_4", "frozen_4", "kl-vae_4"}
     assert all(record["gfd"] is not None and record["psnr"] > 3 for record in found.values())
-    assert "2 cells, 0 to run" in sh(project, *command)
-    assert "2 done" in sh(project, *STUDY, "status", "studies/smoke-baselines.yaml")
+    assert found["kl-vae_4"]["objective"] == "kl-vae"
+    assert found["kl-vae_4"]["zero_shot_top1"] is None
+    assert found["kl-vae_4"]["linear_probe_top1"] > 0
+    assert "3 cells, 0 to run" in sh(project, *command)
+    assert "3 done" in sh(project, *STUDY, "status", "studies/smoke-baselines.yaml")

@@ -43,11 +43,11 @@ def recipe(name: str | None, overrides: tuple[str, ...]) -> None:
 def pin(overrides: tuple[str, ...]) -> None:
     """Pin what comes from outside (files, sizes, checksums) under data/inputs/: pictures, tokenizer, latents, transformer."""
     from vtp.data import pins, source_pins
-    from vtp.models import given_dit, pretrained
+    from vtp.models import given_dit, kinds
 
     params, inputs = load(list(overrides)), ROOT / "data" / "inputs"
     click.echo(f"wrote {source_pins.write_pin(params.data, inputs)}")
-    click.echo(f"wrote {pins.write_given_pin('tokenizer', params.given_tokenizer, pretrained.FILES, inputs)}")
+    click.echo(f"wrote {pins.write_given_pin('tokenizer', params.given_tokenizer, kinds.FILES, inputs)}")
     click.echo(f"wrote {pins.write_given_pin('latents', params.given_latents, None, inputs)}")
     click.echo(f"wrote {pins.write_given_pin('dit', params.given_dit, given_dit.FILES, inputs)}")
 
@@ -80,7 +80,11 @@ def results() -> None:
 TOKENIZER = ROOT / "data" / "finetune_decoder"
 PICTURES = click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 FOLDER = click.option(
-    "--tokenizer", "folder", default=str(TOKENIZER), show_default="data/finetune_decoder", help="Folder in the published layout."
+    "--tokenizer",
+    "folder",
+    default=str(TOKENIZER),
+    show_default="data/finetune_decoder",
+    help="Folder in the published layout, or diffusers' of an AutoencoderKL.",
 )
 HUB = click.option("--hub", is_flag=True, help="It is a name on the Hugging Face Hub, org/name; fetched if it is not there yet.")
 OUT = click.option("--out", type=click.Path(path_type=Path), help="PNG to write.")
@@ -108,11 +112,11 @@ def inspect(folder: str, hub: bool) -> None:
 def reconstruct(images: tuple[Path, ...], folder: str, hub: bool, out: Path | None, size: int | None) -> None:
     """Encode and decode pictures: originals above reconstructions, and the PSNR of each."""
     from vtp import use
-    from vtp.models.tokenizer import VisualTokenizer
+    from vtp.models.kinds import open_tokenizer
     from vtp.reporting.pictures import labelled_rows, save_png
 
-    tokenizer = VisualTokenizer.from_pretrained(folder, hub=hub)
-    pixels = use.read_pictures(images, size or tokenizer.options.image_size)
+    tokenizer = open_tokenizer(folder, hub=hub)
+    pixels = use.read_pictures(images, size or tokenizer.image_size)
     back, ratios = use.reconstructed(tokenizer, pixels)
     for file, ratio in zip(images, ratios.tolist(), strict=True):
         click.echo(f"{file}  {ratio:.2f} dB")
@@ -129,16 +133,16 @@ def reconstruct(images: tuple[Path, ...], folder: str, hub: bool, out: Path | No
 def classify(images: tuple[Path, ...], folder: str, hub: bool, labels: str | None) -> None:
     """Say which of some names fits each picture best, by the text tower, with no training (zero-shot)."""
     from vtp import use
-    from vtp.models.tokenizer import VisualTokenizer
+    from vtp.models.kinds import open_tokenizer
 
-    tokenizer = VisualTokenizer.from_pretrained(folder, hub=hub)
+    tokenizer = open_tokenizer(folder, hub=hub)
     if labels is None:
         names = [entry.name for entry in _classes("name what to choose from with --labels a,b,c")]
     else:
         names = [label.strip() for label in labels.split(",") if label.strip()]
     if not names:
         raise ConfigError(f"--labels={labels!r} names nothing; separate names by commas.")
-    pixels = use.read_pictures(images, tokenizer.options.image_size)
+    pixels = use.read_pictures(images, tokenizer.image_size)
     shares = use.classified(tokenizer, pixels, names, load().evaluate.templates)
     for file, row in zip(images, shares, strict=True):
         best = sorted(zip(row.tolist(), names, strict=True), reverse=True)
@@ -182,12 +186,12 @@ def export_tokenizer(out: Path) -> None:
     from vtp import use
     from vtp.artifacts import read_manifest
     from vtp.models.card import Card
-    from vtp.models.tokenizer import VisualTokenizer
+    from vtp.models.kinds import open_tokenizer
 
     folder = ROOT / "data" / "finetune_decoder"
     given = read_manifest(folder, verify=False)["given"]
     card = Card.of_pipeline(given, "held-out pictures", use.measured(ROOT / "data", ROOT / "reports"))
-    VisualTokenizer.from_pretrained(folder).save_pretrained(out, card)
+    open_tokenizer(folder).save_pretrained(out, card)
     click.echo(f"wrote {out}")
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from vtp.config_data import DataParams as DataParams
 from vtp.config_data import check_data
-from vtp.origins import check_baselines, check_origins, check_patches, folder_of, given
+from vtp.origins import check_baselines, check_network, check_origins, check_patches, folder_of, given
 from vtp.typed import ConfigError, Count, Interval, Positive, Range, Rate, Weight, Whole, build
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,13 +64,22 @@ class DecoderParams:
 
 
 @dataclass(frozen=True)
+class ConvolutionalParams:
+    width: Annotated[int, Range(least=4)]
+    doublings: Whole
+    blocks: Count
+
+
+@dataclass(frozen=True)
 class TokenizerParams:
     source: str
+    network: Literal["transformer", "convolutional"]
     patch: Count
     latent_channels: Count
     rope: Literal["float32", "bfloat16"]
     encoder: EncoderParams
     decoder: DecoderParams
+    convolutional: ConvolutionalParams
 
 
 @dataclass(frozen=True)
@@ -136,7 +145,7 @@ class AlignParams:
 @dataclass(frozen=True)
 class PretrainParams:
     init_from: str | None
-    objective: Literal["ae", "clip+ae", "ssl+ae", "clip+ssl+ae", "ae+align"]
+    objective: Literal["ae", "clip+ae", "ssl+ae", "clip+ssl+ae", "ae+align", "ae+kl"]
     contrast: Literal["softmax", "sigmoid"]
     data_fraction: Annotated[float, Range(above=0, most=1)]
     steps: Count
@@ -366,6 +375,7 @@ def _check(p: Params) -> None:
             raise ConfigError(f"{key}.width={part.width} does not divide by {step}, as heads={part.heads} needs.")
     if p.dit.width % (4 * p.dit.heads):
         raise ConfigError(f"dit.width={p.dit.width} does not divide by {4 * p.dit.heads}, as dit.heads={p.dit.heads} needs.")
+    check_network(p)
     check_baselines(p)
     check_origins(p)
     check_patches(p)
@@ -383,7 +393,7 @@ def _check(p: Params) -> None:
         if low > high:
             raise ConfigError(f"{key}=[{low}, {high}] must rise.")
     for key, needed in (
-        ("pretrain.weights", {"clip", "dino", "ibot", "koleo", "l1", "lpips"}),
+        ("pretrain.weights", {"clip", "dino", "ibot", "koleo", "l1", "lpips", "kl"}),
         ("finetune_decoder.weights", {"l1", "lpips", "adversarial", "lecam"}),
         ("dit.weights", {"velocity", "cosine"}),
     ):

@@ -25,6 +25,7 @@ from vtp.metrics.understanding import (
     zero_shot_classifier,
     zero_shot_predictions,
 )
+from vtp.models.base import Tokenizer
 from vtp.models.metric_network import MetricNetwork
 from vtp.models.tokenizer import VisualTokenizer
 
@@ -49,12 +50,11 @@ def describer(features: str, folder: Path, device: torch.device) -> Describe | N
     return MetricNetwork.from_pretrained(folder).to(device).describe
 
 
-def understanding(tokenizer: VisualTokenizer, data: Prepared, params: EvaluateParams, device: torch.device, seed: int) -> Values:
+def understanding(tokenizer: Tokenizer, data: Prepared, params: EvaluateParams, device: torch.device, seed: int) -> Values:
     """Zero-shot and linear-probe accuracy on the validation pictures, each also by factor where classes have factors.
 
-    The trunk's feature is the class token beside the mean of the patches; the bottleneck's is the mean latent, all that a
-    diffusion transformer is given. Zero-shot numbers are None for a tokenizer that cannot be asked in words, and all are for data
-    without labels.
+    Probes read what the tokenizer pools: its trunk's vector, and its mean latent, all that a diffusion transformer is given.
+    Zero-shot numbers are None for a tokenizer that cannot be asked in words, and all are for data without labels.
     """
     if not data.labelled:
         return {"num_classes": 0, **dict.fromkeys(("zero_shot_top1", "linear_probe_top1", "linear_probe_bottleneck_top1"))}
@@ -95,18 +95,12 @@ def _spread(split: Split, most: int) -> Tensor:
     return torch.arange(count) * len(split) // count
 
 
-def _describe(tokenizer: VisualTokenizer, split: Split, params: EvaluateParams, device: torch.device) -> dict[str, Tensor]:
+def _describe(tokenizer: Tokenizer, split: Split, params: EvaluateParams, device: torch.device) -> dict[str, Tensor]:
     rows = _spread(split, params.probe.max_samples if split.name == "train" else len(split))
     widths: dict[str, int] = {}
 
     def features(pictures: Tensor) -> Tensor:
-        found = tokenizer.features(pictures / 255)
-        parts = {
-            "trunk": torch.cat([found.cls, found.patches.mean(1)], dim=1),
-            "bottleneck": tokenizer.encoder.bottleneck(found.patches).mean(1),
-        }
-        if speechless(tokenizer) is None:
-            parts["image"] = tokenizer.project(found)
+        parts = tokenizer.pooled(pictures / 255)
         widths.update({name: part.shape[1] for name, part in parts.items()})
         return torch.cat([part.float() for part in parts.values()], dim=1)
 
@@ -114,8 +108,10 @@ def _describe(tokenizer: VisualTokenizer, split: Split, params: EvaluateParams, 
     return dict(zip(widths, table.split(list(widths.values()), dim=1), strict=True))
 
 
-def speechless(tokenizer: VisualTokenizer) -> str | None:
+def speechless(tokenizer: Tokenizer) -> str | None:
     """Why a tokenizer cannot be asked in words; None if it can."""
+    if not isinstance(tokenizer, VisualTokenizer):
+        return "the tokenizer is convolutional and has no text tower"
     text = tokenizer.options.text
     if text is None:
         return "the tokenizer was trained without captions"
@@ -124,8 +120,9 @@ def speechless(tokenizer: VisualTokenizer) -> str | None:
     return "the tokenizer's text tower does not pool" if text.pool == "none" else None
 
 
-def prompt_features(names: Sequence[str], templates: Sequence[str], tokenizer: VisualTokenizer, device: torch.device) -> Tensor:
+def prompt_features(names: Sequence[str], templates: Sequence[str], tokenizer: Tokenizer, device: torch.device) -> Tensor:
     """Text features of every class under every template: (classes, templates, T), on the CPU."""
+    assert isinstance(tokenizer, VisualTokenizer)
     assert tokenizer.options.text is not None
     texts = [template.format(name) for name in names for template in templates]
     tokens = tokenize(texts, tokenizer.options.text.context_length).to(device)
@@ -134,7 +131,7 @@ def prompt_features(names: Sequence[str], templates: Sequence[str], tokenizer: V
 
 
 def reconstruction(
-    tokenizer: VisualTokenizer,
+    tokenizer: Tokenizer,
     split: Split,
     describe: Describe | None,
     distance: Callable[[Tensor, Tensor], Tensor],

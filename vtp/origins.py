@@ -48,6 +48,29 @@ def check_origins(p: Params) -> None:
             raise ConfigError(f"{key}={given} must be absolute, or a copy of the checkout would not find it.")
 
 
+def check_network(p: Params) -> None:
+    """That a convolutional tokenizer, and no other, is trained to reconstruct under a KL term; a given one is not trained."""
+    if p.tokenizer.source != "train":
+        return
+    network, objective = p.tokenizer.network, p.pretrain.objective
+    if network == "convolutional" and objective != "ae+kl":
+        raise ConfigError(
+            f"pretrain.objective={objective} needs the transformers' class token, text tower or bottleneck, which "
+            f"tokenizer.network=convolutional has not; use ae+kl."
+        )
+    if network != "convolutional" and objective == "ae+kl":
+        raise ConfigError(
+            f"pretrain.objective=ae+kl needs a latent that is a distribution, which tokenizer.network={network} has not; "
+            "use convolutional (the recipe kl-vae)."
+        )
+    if network == "convolutional" and p.tokenizer.patch & (p.tokenizer.patch - 1):
+        raise ConfigError(
+            f"tokenizer.patch={p.tokenizer.patch} is not a power of two; tokenizer.network=convolutional halves pictures."
+        )
+    if network == "convolutional" and p.pretrain.drop_path:
+        raise ConfigError(f"pretrain.drop_path={p.pretrain.drop_path} drops blocks of transformers; set it to 0.0.")
+
+
 def check_baselines(p: Params) -> None:
     """That a teacher is there where, and only where, latents are held close to one; and a trunk where it stays frozen."""
     aligned, teacher = "align" in p.pretrain.objective, p.pretrain.align.teacher

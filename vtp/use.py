@@ -18,10 +18,12 @@ from vtp.data.shards import ClassInfo
 from vtp.evaluation import decoded, prompt_features, speechless
 from vtp.metrics.reconstruction import psnr
 from vtp.metrics.understanding import zero_shot_classifier
+from vtp.models.base import Tokenizer
 from vtp.models.dit import DiT
 from vtp.models.dit_blocks import DitOptions
+from vtp.models.kinds import holds_tokenizer, open_tokenizer
 from vtp.models.lightningdit import open_dit, size_name
-from vtp.models.options import TokenizerOptions, misread
+from vtp.models.options import misread
 from vtp.models.tokenizer import VisualTokenizer
 from vtp.tracking import flatten
 
@@ -38,9 +40,9 @@ def inside(path: Path) -> dict[str, str]:
     if not path.exists():
         raise ValueError(f"{path} is not there; give the folder of a tokenizer or a diffusion transformer, or --hub and a name.")
     config = {} if path.is_file() else load_json(path / "config.json")
-    if "model_type" in config:
-        tokenizer = VisualTokenizer.from_pretrained(path)
-        facts, parts = _described(tokenizer.options), dict(tokenizer.named_children())
+    if holds_tokenizer(config):
+        tokenizer = open_tokenizer(path)
+        facts, parts = _described(tokenizer), dict(tokenizer.named_children())
     else:
         model = open_dit(path)
         facts, parts, config = _described_dit(model.options, path), {"transformer": model}, asdict(model.options)
@@ -59,17 +61,21 @@ def _described_dit(options: DitOptions, path: Path) -> dict[str, str]:
     }
 
 
-def _described(options: TokenizerOptions) -> dict[str, str]:
+def _described(tokenizer: Tokenizer) -> dict[str, str]:
     """A tokenizer in a few words."""
-    encoder, text, side = options.encoder, options.text, options.image_size
-    grid = side // encoder.patch
+    factor, channels, side = tokenizer.downsample, tokenizer.latent_channels, tokenizer.image_size
+    grid = side // factor
+    visual = isinstance(tokenizer, VisualTokenizer)
     facts = {
-        "what": f"visual tokenizer f{encoder.patch}d{encoder.latent_channels}",
-        "latents": f"{encoder.latent_channels} x {grid} x {grid} of a picture of {side} x {side} pixels, its training size",
-        "captions": f"{text.context_length} ids of {text.vocabulary:,}" if text else "trained without",
+        "what": f"{'visual' if visual else 'convolutional'} tokenizer f{factor}d{channels}",
+        "latents": f"{channels} x {grid} x {grid} of a picture of {side} x {side} pixels, its training size",
+        "captions": "trained without",
     }
-    if odd := misread(options):
-        facts["elsewhere"] = f"the published inference code would decode it wrongly: {'; '.join(odd)}"
+    if isinstance(tokenizer, VisualTokenizer):
+        if text := tokenizer.options.text:
+            facts["captions"] = f"{text.context_length} ids of {text.vocabulary:,}"
+        if odd := misread(tokenizer.options):
+            facts["elsewhere"] = f"the published inference code would decode it wrongly: {'; '.join(odd)}"
     return facts
 
 
@@ -102,14 +108,14 @@ def read_pictures(files: Sequence[Path], size: int) -> Tensor:
 
 
 @torch.inference_mode()
-def reconstructed(tokenizer: VisualTokenizer, pixels: Tensor) -> tuple[Tensor, Tensor]:
+def reconstructed(tokenizer: Tokenizer, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Pictures (B, 3, H, W) in [0, 1] through the tokenizer and back, clamped; and the PSNR of each in dB, (B,)."""
     back = tokenizer.decode(tokenizer.encode(pixels)).clamp(0, 1)
     return back, psnr(back, pixels)
 
 
 @torch.inference_mode()
-def classified(tokenizer: VisualTokenizer, pixels: Tensor, labels: Sequence[str], templates: Sequence[str]) -> Tensor:
+def classified(tokenizer: Tokenizer, pixels: Tensor, labels: Sequence[str], templates: Sequence[str]) -> Tensor:
     """Probability of every label for every picture by zero-shot prompts: (B, labels), rows sum to 1.
 
     Raises:
@@ -117,6 +123,7 @@ def classified(tokenizer: VisualTokenizer, pixels: Tensor, labels: Sequence[str]
     """
     if (reason := speechless(tokenizer)) is not None:
         raise ValueError(f"{reason}, so it cannot classify by words.")
+    assert isinstance(tokenizer, VisualTokenizer)
     prompts = prompt_features(labels, templates, tokenizer, torch.device("cpu"))
     scores = tokenizer.logit_scale.exp() * tokenizer.encode_image(pixels) @ zero_shot_classifier(prompts).T
     return scores.softmax(dim=1)
@@ -148,7 +155,7 @@ def generated(data: Path, numbers: Sequence[int], params: SampleParams, seed: in
     """
     model = DiT.from_pretrained(data / "train_dit")
     mean, std = load_statistics(data / "train_dit")
-    tokenizer = VisualTokenizer.from_pretrained(data / "finetune_decoder")
+    tokenizer = open_tokenizer(data / "finetune_decoder")
     options = model.options
     shape = (options.latent_channels, options.grid, options.grid)
     noise = torch.stack([torch.randn(shape, generator=seeding.generator(seed, "generate", i)) for i in range(len(numbers))])

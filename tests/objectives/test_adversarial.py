@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from vtp.objectives.adversarial import (
     diff_augment,
     hinge_discriminator,
     hinge_generator,
+    last_convolution_gradient,
     last_layer_gradient,
     lecam,
     quantise,
@@ -63,6 +66,24 @@ def test_last_layer_gradient_is_autograds(convolution: bool) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual = last_layer_gradient(outer, h, channels=channels)
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (5, 1)])
+def test_gradient_of_a_last_convolution_is_autograds_and_its_naive_loop(kernel: tuple[int, int]) -> None:
+    h, weight = normal(2, 3, 4, 5, key="h"), normal(2, 3, *kernel, key="weight").requires_grad_()
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    y = F.conv2d(h, weight, padding=padding)
+    loss = y.tanh().square().sum()
+    (outer,) = torch.autograd.grad(loss, y, retain_graph=True)
+    (expected,) = torch.autograd.grad(loss, weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = last_convolution_gradient(outer, h, kernel=kernel)
+    torch.testing.assert_close(actual.view_as(weight), expected, atol=1e-4, rtol=1e-5)
+    padded, naive = F.pad(h, (padding[1], padding[1], padding[0], padding[0])), torch.zeros_like(weight)
+    for picture, y_at, x_at in itertools.product(range(2), range(4), range(5)):
+        for down, right in itertools.product(range(kernel[0]), range(kernel[1])):
+            naive[:, :, down, right] += torch.outer(outer[picture, :, y_at, x_at], padded[picture, :, y_at + down, x_at + right])
+    torch.testing.assert_close(actual.view_as(weight), naive, atol=1e-4, rtol=1e-5)
 
 
 def test_last_layer_gradient_is_its_naive_loop() -> None:

@@ -158,3 +158,13 @@ def test_a_teacher_may_be_a_folder(tmp_path):
 def test_without_a_teacher_the_cell_that_needs_one_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"the cell objective=vavae, .* cannot be: pretrain.align.teacher=None"):
         planned(tmp_path, **TAUGHT)
+
+
+def test_the_classic_autoencoder_is_a_cell_and_has_no_size_of_transformers(tmp_path):
+    cell = planned(tmp_path, grid={"objective": ["kl-vae"], "pretrain_steps": [10]}).cells[0]
+    assert (cell.tree["tokenizer"]["network"], cell.tree["pretrain"]["objective"]) == ("convolutional", "ae+kl")
+    assert cell.axes["objective"] == "kl-vae"
+    with pytest.raises(ConfigError, match=r"the cell encoder=base, objective=kl-vae, .* encoder=base is a size of transformers"):
+        planned(tmp_path, grid={"objective": ["ae", "kl-vae"], "pretrain_steps": [10], "encoder": ["base"]})
+    with pytest.raises(ConfigError, match=r"the cell objective=ae\+kl, .* cannot be: .*the recipe kl-vae"):
+        planned(tmp_path, grid={"objective": ["ae+kl"], "pretrain_steps": [10]})

@@ -71,16 +71,46 @@ def render(card: Card, options: TokenizerOptions, parameters: Mapping[str, int])
         "latents = tokenizer.encode(pixels)  # floats in [0, 1], (B, 3, H, W)",
         "```",
         "",
-        "## Measured",
-        "",
+        *_measured(card),
     ]
-    measured = {key: value for key, value in card.metrics.items() if value is not None}
-    if measured:
-        lines += ["| | |", "|---|---|", *(f"| {key} | {_plain(value)} |" for key, value in measured.items())]
-    else:
-        lines += ["No number was known when these files were written."]
     lines += ["", "## Reading it elsewhere", "", *_elsewhere(options), ""]
     return "\n".join(lines)
+
+
+def render_convolutional(card: Card, image_size: int, factor: int, channels: int, parameters: Mapping[str, int]) -> str:
+    """README.md of a convolutional autoencoder as text; equal arguments give equal bytes."""
+    lines = [
+        *("---", f"license: {card.license}", "library_name: diffusers", "tags:", "- image-tokenizer", "- vae", "---", ""),
+        f"# Convolutional KL autoencoder f{factor}d{channels}",
+        "",
+        f"diffusers' `AutoencoderKL` (arXiv 2112.10752). {card.origin}",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| latents of an H x W picture | {channels} x H/{factor} x W/{factor} |",
+        f"| trained at | {image_size} x {image_size} pixels |",
+        *(f"| parameters, {part} | {count:,} |" for part, count in parameters.items()),
+        "",
+        "```python",
+        "from diffusers import AutoencoderKL",
+        "",
+        'network = AutoencoderKL.from_pretrained("this folder")',
+        "latents = network.encode(2 * pixels - 1).latent_dist.mode()  # floats in [0, 1], (B, 3, H, W)",
+        "```",
+        "",
+        "Whatever `scaling_factor` says, what was measured here was measured on latents as they are, normalised by the mean and",
+        "deviation of each channel.",
+        "",
+        *_measured(card),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _measured(card: Card) -> list[str]:
+    measured = {key: value for key, value in card.metrics.items() if value is not None}
+    table = ["| | |", "|---|---|", *(f"| {key} | {_plain(value)} |" for key, value in measured.items())]
+    return ["## Measured", "", *(table if measured else ["No number was known when these files were written."])]
 
 
 def _plain(value: float | int) -> str:

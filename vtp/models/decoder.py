@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtp.models.base import PixelDecoder
 from vtp.models.blocks import Block, BlockOptions, Rope, init_linear, norm_layer
 
 
@@ -24,7 +25,7 @@ class DecoderOptions:
     block: BlockOptions
 
 
-class Decoder(nn.Module):
+class Decoder(PixelDecoder):
     """Latents (B, C, h, w) to ImageNet-normalised pictures (B, 3, h * patch, w * patch), unclamped."""
 
     def __init__(self, options: DecoderOptions) -> None:
@@ -42,9 +43,6 @@ class Decoder(nn.Module):
         """Truncated normal (std 0.02) everywhere, zero biases."""
         init_linear(self, generator)
 
-    def forward(self, latents: Tensor) -> Tensor:
-        return self.to_pixels(self.hidden(latents))
-
     def hidden(self, latents: Tensor) -> Tensor:
         """Input of the last layer, (B, D, h, w): what the adaptive GAN weight needs beside the output's gradient."""
         h, w = latents.shape[-2:]
@@ -54,6 +52,10 @@ class Decoder(nn.Module):
             x = block(x, table)
         return self.norm(x).transpose(1, 2).unflatten(2, (h, w))
 
-    def to_pixels(self, hidden: Tensor) -> Tensor:
-        """The last layer: (B, D, h, w) -> (B, 3, h * patch, w * patch)."""
-        return F.pixel_shuffle(self.proj_out(hidden), self.options.patch)
+    @property
+    def last(self) -> nn.Conv2d:
+        return self.proj_out
+
+    def arranged(self, output: Tensor) -> Tensor:
+        """(B, 3 * patch^2, h, w) -> (B, 3, h * patch, w * patch)."""
+        return F.pixel_shuffle(output, self.options.patch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-FILES = ("config.json", "model.safetensors", "vtp_extra.safetensors", "README.md")
+FILES = ("config.json", "model.safetensors", "vtp_extra.safetensors", "diffusion_pytorch_model.safetensors", "README.md")
 """All that is ever fetched; no code, no pickle."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +115,7 @@ def write(folder: Path, options: TokenizerOptions, model: nn.Module, card: Card)
     Raises:
         ValueError: the folder holds other things.
     """
-    others = sorted(path.name for path in folder.iterdir() if path.name not in OURS) if folder.is_dir() else []
-    if others:
-        raise ValueError(f"{folder} holds {', '.join(others[:3])}, which would be lost; give a folder of its own.")
+    check_free(folder, OURS)
     if odd := misread(options):
         log.warning("the published inference code would decode this tokenizer wrongly: %s", "; ".join(odd))
     tensors: dict[str, Any] = {to_official(name): tensor for name, tensor in model.state_dict().items()}
@@ -129,3 +127,14 @@ def write(folder: Path, options: TokenizerOptions, model: nn.Module, card: Card)
         if extra:
             artifacts.save_tensors(aside / EXTRA, extra, ("format", "pt"))
         (aside / CARD).write_text(render(card, options, counts), encoding="utf-8")
+
+
+def check_free(folder: Path, ours: Sequence[str]) -> None:
+    """Check that a folder may be replaced: it is not there, or holds only what a tokenizer's files are called.
+
+    Raises:
+        ValueError: it holds other things.
+    """
+    others = sorted(path.name for path in folder.iterdir() if path.name not in ours) if folder.is_dir() else []
+    if others:
+        raise ValueError(f"{folder} holds {', '.join(others[:3])}, which would be lost; give a folder of its own.")

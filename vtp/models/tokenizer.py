@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtp.models import pretrained
+from vtp.models.base import Tokenizer, form
 from vtp.models.card import Card
 from vtp.models.decoder import Decoder
 from vtp.models.encoder import Encoder, Features
@@ -42,7 +43,7 @@ def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.cat([torch.full((1, 1, 1), value, device=device) for value in values])
 
 
-class VisualTokenizer(nn.Module):
+class VisualTokenizer(Tokenizer):
     """Encoder, decoder and, where captions were used, a text tower with the contrastive head.
 
     >>> tokenizer = VisualTokenizer.from_pretrained("data/finetune_decoder")
@@ -52,6 +53,8 @@ class VisualTokenizer(nn.Module):
     Pictures are floats, nominally in [0, 1] and never range-checked; they are normalised inside. H and W are any multiples of
     the patch p. Letters: B pictures, N patches, D width, C latent channels, T width of the joint space, L caption ids.
     """
+
+    decoder: Decoder
 
     def __init__(self, options: TokenizerOptions) -> None:
         super().__init__()
@@ -80,6 +83,18 @@ class VisualTokenizer(nn.Module):
             bound = self.visual_proj.in_features**-0.5
             self.visual_proj.weight.uniform_(-bound, bound, generator=generator)
 
+    @property
+    def image_size(self) -> int:
+        return self.options.image_size
+
+    @property
+    def downsample(self) -> int:
+        return self.options.encoder.patch
+
+    @property
+    def latent_channels(self) -> int:
+        return self.options.encoder.latent_channels
+
     def encode(self, pixels: Tensor) -> Tensor:
         """Latents of pictures, deterministic: (B, 3, H, W) -> (B, C, H/p, W/p). No noise, no scaling: bottlenecked patches.
 
@@ -96,9 +111,7 @@ class VisualTokenizer(nn.Module):
         """
         if self.options.decoder is None:
             raise ValueError("this tokenizer has no decoder (train_reconstruction is false): it encodes only.")
-        channels = self.options.encoder.latent_channels
-        if latents.dim() != 4 or latents.shape[1] != channels or not latents.is_floating_point():
-            raise ValueError(f"latents {_form(latents)}; expected floats (B, {channels}, h, w).")
+        self._check_latents(latents)
         return denormalize(self.decoder(latents.to(self.decoder.proj_in.weight.dtype)))
 
     def features(self, pixels: Tensor, bottleneck: bool = False) -> Features:
@@ -149,7 +162,7 @@ class VisualTokenizer(nn.Module):
         text = self._needs_text()
         if tokens.dim() != 2 or tokens.shape[1] != text.context_length or tokens.is_floating_point():
             raise ValueError(
-                f"caption ids {_form(tokens)}; expected whole numbers (B, {text.context_length}), "
+                f"caption ids {form(tokens)}; expected whole numbers (B, {text.context_length}), "
                 f"as vtp.data.captions.tokenize(texts, {text.context_length}) gives them."
             )
         try:
@@ -178,6 +191,15 @@ class VisualTokenizer(nn.Module):
             feature = self.encoder.bottleneck(feature)
         feature = self.visual_proj(feature)
         return F.normalize(feature, dim=-1) if normalize else feature
+
+    def pooled(self, pixels: Tensor) -> dict[str, Tensor]:
+        """See `Tokenizer`. The trunk's vector is the class token beside the mean of the patches (B, 2D)."""
+        found = self.features(pixels)
+        parts = {
+            "trunk": torch.cat([found.cls, found.patches.mean(1)], dim=1),
+            "bottleneck": self.encoder.bottleneck(found.patches).mean(1),
+        }
+        return parts if self.options.text is None else parts | {"image": self.project(found)}
 
     @classmethod
     def from_pretrained(
@@ -226,23 +248,7 @@ class VisualTokenizer(nn.Module):
     def _normalized(self, pixels: Tensor) -> Tensor:
         return normalize(pixels).to(self.encoder.patch_embed.proj.weight.dtype)
 
-    def _grid(self, pixels: Tensor) -> tuple[int, int]:
-        if pixels.dim() != 4 or pixels.shape[1] != 3:
-            raise ValueError(f"pictures {_form(pixels)}; expected floats (B, 3, H, W).")
-        if not pixels.is_floating_point():
-            raise ValueError(f"pictures of dtype {pixels.dtype}; expected floats in [0, 1] (for uint8: `pixels / 255`).")
-        patch = self.options.encoder.patch
-        h, w = pixels.shape[-2:]
-        if not h or not w or h % patch or w % patch:
-            raise ValueError(f"pictures of {h} x {w} pixels; both sides must be multiples of the patch, {patch}.")
-        return h // patch, w // patch
-
     def _needs_text(self) -> TextOptions:
         if self.options.text is None:
             raise ValueError("this tokenizer was trained without captions: it has no text tower and no contrastive head.")
         return self.options.text
-
-
-def _form(tensor: Tensor) -> str:
-    """Shape and dtype, for errors."""
-    return f"of shape {tuple(tensor.shape)} and dtype {tensor.dtype}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from vtp import dist
 
@@ -60,6 +61,26 @@ def last_layer_gradient(grad_output: Tensor, inputs: Tensor, *, channels: int) -
         outer = grad_output.float().movedim(channels, -1).flatten(0, -2)
         inner = inputs.float().movedim(channels, -1).flatten(0, -2)
         return dist.mean(outer.T @ inner)
+
+
+@torch.no_grad()
+def last_convolution_gradient(grad_output: Tensor, inputs: Tensor, *, kernel: tuple[int, ...]) -> Tensor:
+    """The same for a convolution of any odd kernel, without stride and padded with zeros so that its output is as large.
+
+    The loop it vectorises, for every place p and every offset k of the window: gradient[k] += outer(dL/dy[p], h[p + k]).
+
+    Args:
+        grad_output: (B, O, h, w); inputs: (B, I, h, w).
+        kernel: height and width of the window.
+
+    Returns:
+        (O, I, *kernel), or (O, I) for a kernel of one place; the same on every rank.
+    """
+    if all(side == 1 for side in kernel):
+        return last_layer_gradient(grad_output, inputs, channels=1)
+    shape, padding = [grad_output.shape[1], inputs.shape[1], *kernel], [side // 2 for side in kernel]
+    with torch.autocast(inputs.device.type, enabled=False):
+        return dist.mean(conv2d_weight(inputs.float(), shape, grad_output.float(), padding=padding))
 
 
 @torch.no_grad()

@@ -102,7 +102,7 @@ class Workshop:
     def _write(self, cell: Cell) -> None:
         """Put the parameters of a cell into the copy, and the pin of the tokenizer it is given, if any."""
         from vtp.data.pins import write_given_pin
-        from vtp.models.pretrained import FILES
+        from vtp.models.kinds import FILES
 
         with artifacts.aside(self.copy / "params.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(cell.tree | {"run": self._how(cell)}, sort_keys=False))

@@ -204,6 +204,10 @@ def _put_teacher(tree: Tree, folder: str | None) -> bool:
 
 
 def _put_part(tree: Tree, part: str, row: Any) -> None:
+    if tree["tokenizer"]["network"] == "convolutional":
+        raise ConfigError(
+            f"{part}={row} is a size of transformers, and tokenizer.network=convolutional; give it a grid of its own."
+        )
     ladder = tree["model"]["sizes"]
     if row not in ladder:
         raise ConfigError(f"{part}={row} is no row of model.sizes, which has {', '.join(ladder)}.")

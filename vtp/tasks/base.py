@@ -123,6 +123,16 @@ def slices(rows: int, chunk: int | None) -> list[slice]:
     return [slice(start, start + size) for start in range(0, rows, size)]
 
 
+def chunk_of(rows: int, batch: int, microbatch: int | None) -> int | None:
+    """Pictures of one forward pass where an objective sees `rows` of a rank's `batch`: as many passes as the batch is cut into.
+
+    None: all at once.
+    """
+    if microbatch is None or microbatch >= batch:
+        return None
+    return max(1, rows * microbatch // batch)
+
+
 Encoded = tuple[tuple[Tensor, ...], dict[str, Tensor]]
 
 

@@ -10,19 +10,19 @@ from collections.abc import Iterator
 from copy import deepcopy
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtp import dist
 from vtp.config import DecoderFinetuneParams
 from vtp.data.views import random_view, whole
-from vtp.models.tokenizer import VisualTokenizer, denormalize, normalize
+from vtp.models.base import Tokenizer
+from vtp.models.tokenizer import denormalize, normalize
 from vtp.objectives.adversarial import (
     adaptive_weight,
     diff_augment,
     hinge_discriminator,
     hinge_generator,
-    last_layer_gradient,
+    last_convolution_gradient,
     lecam,
     quantise,
 )
@@ -63,7 +63,7 @@ class FinetuneDecoder(Task):
     def __init__(
         self,
         params: DecoderFinetuneParams,
-        tokenizer: VisualTokenizer,
+        tokenizer: Tokenizer,
         discriminator: nn.Module,
         perceptual: nn.Module,
         *,
@@ -116,8 +116,8 @@ class FinetuneDecoder(Task):
         at_weight: dict[str, Tensor] = {}
         scalars: dict[str, Tensor] = {}
         self.made = []
-        side = self.image_size // self.tokenizer.options.encoder.patch
-        shape = (self.tokenizer.options.encoder.latent_channels, side, side)
+        side = self.image_size // self.tokenizer.downsample
+        shape = (self.tokenizer.latent_channels, side, side)
         noise = latent_noise(draws, self.batch, shape, self.params.latent_noise)
         for rows in pieces:
             share = (rows.stop - rows.start) / len(pixels)
@@ -132,7 +132,7 @@ class FinetuneDecoder(Task):
             if adversarial:
                 found["adversarial"] = torch.autograd.grad(terms["adversarial"] * share, leaf)[0]
                 for name, grad in found.items():
-                    part = last_layer_gradient(grad, hidden.detach(), channels=1)
+                    part = last_convolution_gradient(grad, hidden.detach(), kernel=self.decoder.last.kernel_size)
                     at_weight[name] = at_weight[name] + part if name in at_weight else part
             grads.append((found["reconstruction"], found.get("adversarial")))
             outputs.append(output)
@@ -153,10 +153,10 @@ class FinetuneDecoder(Task):
             latents = self.tokenizer.encode(pixels)
             latents = latents if noise is None else latents + noise
         hidden = self.decoder.hidden(latents)
-        return hidden, self.decoder.proj_out(hidden)
+        return hidden, self.decoder.last(hidden)
 
     def _terms(self, output: Tensor, pixels: Tensor, rows: slice, draws: Draws, adversarial: bool) -> dict[str, Tensor]:
-        decoded = F.pixel_shuffle(output, self.tokenizer.options.encoder.patch)
+        decoded = self.decoder.arranged(output)
         signed = 2 * denormalize(decoded) - 1
         self.made.append(signed.detach())
         terms = {"l1": l1_loss(decoded, normalize(pixels)), "lpips": self.perceptual(signed, 2 * pixels - 1).mean()}

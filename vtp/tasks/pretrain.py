@@ -25,7 +25,7 @@ from vtp.objectives.distillation import Prices, distillation_losses, koleo_loss,
 from vtp.objectives.reconstruction import l1_loss
 from vtp.schedules import ramp
 from vtp.seeding import Draws
-from vtp.tasks.base import Average, Backward, Batch, Encoded, Phase, Report, Task, slices, whole_batch
+from vtp.tasks.base import Average, Backward, Batch, Encoded, Phase, Report, Task, chunk_of, slices, whole_batch
 
 CENTRE_MOMENTUM = 0.9
 
@@ -255,11 +255,8 @@ class Pretrain(Task):
         return {"l1": l1_loss(decoded, normalize(pixels)), "lpips": distance.mean()}
 
     def _chunk(self, rows: int) -> int | None:
-        """Pictures of one forward pass where an objective sees `rows`: all, or as many passes as the whole batch is cut into."""
-        batch = self.batch // dist.world()
-        if self.microbatch is None or self.microbatch >= batch:
-            return None
-        return max(1, rows * self.microbatch // batch)
+        """See `chunk_of`."""
+        return chunk_of(rows, self.batch // dist.world(), self.microbatch)
 
     def _keep(self, draws: Draws, purpose: str, total: int) -> Tensor | None:
         """Stochastic depth's factors (rows, depth, 2), or None where nothing is dropped."""
