@@ -62,6 +62,30 @@ def test_a_given_tokenizer_ends_in_samples_and_a_report(project, official):
     assert "model.safetensors has another size" in sh(project, "dvc", "repro", "pretrain", ok=False)
 
 
+def test_a_convolutional_autoencoder_of_others_ends_in_samples_and_a_report(project, tmp_path):
+    from diffusers import AutoencoderKL
+
+    sizes = {"block_out_channels": [8, 8, 16, 16, 16], "norm_num_groups": 4, "latent_channels": 4, "sample_size": 64}
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 5, "up_block_types": ["UpDecoderBlock2D"] * 5}
+    AutoencoderKL(**sizes, **blocks).save_pretrained(tmp_path / "vae")
+    change(project, *TINY, f"tokenizer.source=pretrained:{tmp_path / 'vae'}")
+    sh(project, sys.executable, "-m", "vtp", "pin")
+    sh(project, "dvc", "repro")
+    weights = "diffusion_pytorch_model.safetensors"
+    given, made = load_file(tmp_path / "vae" / weights), load_file(project / "data" / "finetune_decoder" / weights)
+    changed = {name.split(".")[0] for name in given if not given[name].equal(made[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+    assert (project / "data" / "pretrain" / weights).read_bytes() == (tmp_path / "vae" / weights).read_bytes()
+    assert AutoencoderKL.from_pretrained(project / "data" / "finetune_decoder").config.scaling_factor == 0.18215
+    summary = json.loads((project / "reports" / "summary.json").read_text())
+    assert (summary["objective"], summary["zero_shot_top1"]) == ("given", None)
+    assert summary["linear_probe_top1"] > 0
+    with (tmp_path / "vae" / weights).open("r+b") as file:
+        file.truncate(1000)
+    change(project, *TINY, f"tokenizer.source=pretrained:{tmp_path / 'vae'}", "tokenizer.patch=8", "dit.patch=2")
+    assert f"{weights} has another size" in sh(project, "dvc", "repro", "pretrain", ok=False)
+
+
 def test_training_goes_on_from_a_tokenizer_of_the_same_form(project, tmp_path):
     change(project, *TINY)
     sh(project, sys.executable, "-m", "vtp", "pin")

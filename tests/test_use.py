@@ -128,6 +128,19 @@ def test_a_folder_in_the_published_layout_is_used_the_same_way(vtp, project):
         vtp("classify", "wide.png", "--labels", "a,b", "--tokenizer", oracle)
 
 
+def test_a_folder_of_diffusers_is_used_the_same_way_and_knows_no_words(vtp, project):
+    from tests.tasks.test_variational import variational
+
+    variational().tokenizer.save_pretrained(project / "classic")
+    said = vtp("inspect", "classic")
+    assert "convolutional tokenizer f8d8" in said
+    assert "8 x 4 x 4 of a picture of 32 x 32 pixels" in said
+    assert "block_out_channels" in said
+    assert " dB" in vtp("reconstruct", "wide.png", "--tokenizer", "classic", "--out", "classic.png")
+    with pytest.raises(ValueError, match="is convolutional and has no text tower, so it cannot classify by words"):
+        vtp("classify", "wide.png", "--labels", "a,b", "--tokenizer", "classic")
+
+
 def test_the_tokenizer_is_given_away_with_what_was_measured_of_it(vtp, project):
     folder = project / "data" / "finetune_decoder"
     artifacts.write_manifest(folder, {"stage": "finetune_decoder", "given": False})

@@ -31,8 +31,6 @@ class PretrainVariational(Task):
         image_size: side of the views, in pixels.
     """
 
-    steady = True
-
     def __init__(
         self,
         params: PretrainParams,
