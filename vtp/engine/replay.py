@@ -46,6 +46,7 @@ class Replay:
             ValueError: a batch of another shape than the first one's.
         """
         if kind != self.kind:
+            self.stream.synchronize()  # a graph at work must not be taken away
             self.kind, self.done, self.graph = kind, 0, None
         current = torch.cuda.current_stream()
         self.stream.wait_stream(current)
