@@ -104,3 +104,11 @@ def test_gpu_never_waits() -> None:
     indices, _ = naive(made.mask.cpu())
     assert made.indices[made.valid].tolist() == indices
     assert made.mask.any(1).sum() == 32
+
+
+def test_every_masked_crop_counts_as_one_however_little_it_hides() -> None:
+    mask = torch.zeros(3, 16, dtype=torch.bool)
+    mask[0, 5], mask[2, 3:7] = True, True
+    found = listed(mask, (8, 4, 2))
+    assert found.indices[found.valid].tolist() == [5, 35, 36, 37, 38]
+    assert found.weights.tolist() == [1.0, 0.25, 0.25, 0.25, 0.25, *[0.0] * 9]

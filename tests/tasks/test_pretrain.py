@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from tests.tasks.conftest import batch_of, build
 from vtp.compiling import compiled
+from vtp.data.masks import listed
 from vtp.engine.parallel import compile_blocks
-from vtp.seeding import Draws
+from vtp.seeding import Draws, generator
 from vtp.tasks.base import Backward, Report
 
 
@@ -84,6 +87,49 @@ def test_sharing_the_clip_view_is_a_pass_of_its_own_over_the_same_view(float64, 
         lambda draws, purpose, total: own(draws, "clip_drop", 8)[rows] if total == 4 else own(draws, purpose, total),
     )
     same(step(shared), step(apart), 1e-9)
+
+
+def test_branches_that_stay_weigh_for_those_that_are_dropped():
+    task = build("pretrain", "pretrain.drop_path=0.25")
+    factors = torch.stack([task._keep(Draws(0, step), "clip_drop", 8) for step in range(100)])
+    assert factors.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert float(factors.mean()) == pytest.approx(1, abs=0.03)
+
+
+def test_the_student_learns_from_what_the_teacher_sees():
+    task = build("pretrain", "pretrain.objective=ssl+ae")
+    before, _ = step(task)
+    # At the start both are the same network; they part here, and only the targets can tell.
+    with torch.no_grad():
+        task.teacher.encoder.norm.weight[::2] *= -1
+    after, _ = step(task)
+    assert before["koleo"] == after["koleo"]
+    for term in ("dino", "ibot"):
+        assert abs(before[term] - after[term]) > 1e-4, term
+
+
+def test_running_centres_are_priced_at_the_teachers_temperature():
+    """softmax((scores - centre) / temperature), with the centres of the steps before (DINO, arXiv 2104.14294, section 3.1)."""
+    task = build("pretrain", "pretrain.ssl.targets=centring")
+    centres = task.teacher.cls_centre.normal_(generator=generator(0, "cls")), task.teacher.patch_centre.fill_(0.5)
+    before = [centre.clone() for centre in centres]
+    lesson = task._lesson(torch.rand(4, 3, 32, 32, generator=generator(0, "crops")), listed(torch.ones(4, 16).bool(), (16,) * 4))
+    prices = task._prices([lesson], Draws(0, 10))
+    assert float(prices.temperature) == pytest.approx(0.07)
+    for price, centre, new in zip((prices.cls, prices.patches), before, centres, strict=True):
+        torch.testing.assert_close(price, centre / 0.07)
+        assert not torch.equal(centre, new)
+
+
+def test_similarities_are_scaled_by_100_at_most():
+    """CLIP, arXiv 2103.00020, section 2.5."""
+    found = []
+    for scale in (100.0, 1000.0):
+        task = build("pretrain", "pretrain.objective=clip+ae")
+        with torch.no_grad():
+            task.tokenizer.logit_scale.fill_(math.log(scale))
+        found.append(float(step(task)[0]["clip"]))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 def test_an_undecodable_division_is_named():

@@ -130,6 +130,28 @@ def test_a_missing_weight_is_an_error():
         Backward({"a": torch.zeros(()), "b": torch.zeros(())}, {"a": 1.0}).total()
 
 
+def test_the_discriminator_sees_decoded_pictures_in_8_bits(monkeypatch):
+    """Otherwise it would tell them from real ones by their fractions of a grey level."""
+    task, seen = build("decoder", "finetune_decoder.augment=0"), []
+    own = task.discriminator.forward
+    monkeypatch.setattr(task.discriminator, "forward", lambda pictures: seen.append(pictures.detach()) or own(pictures))
+    for phase in ("generator", "discriminator"):
+        list(task.passes(phase, batch_of(3), Draws(0, 3)))
+    of_generator, _, decoded = ((pictures + 1) * 127.5 for pictures in seen)
+    assert (decoded - decoded.round()).abs().max() < 1e-3
+    assert (of_generator - of_generator.round()).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_a_dropped_class_is_the_null_label(monkeypatch, rate):
+    task, seen = build("dit", f"dit.class_dropout={rate}"), []
+    own = task.model.forward
+    monkeypatch.setattr(task.model, "forward", lambda x, t, labels: seen.append(labels) or own(x, t, labels))
+    list(task.passes("dit", batch_of(3), Draws(0, 3)))
+    (labels,) = seen
+    assert torch.equal(labels, torch.full((8,), 5) if rate else batch_of(3)["labels"])
+
+
 def test_the_discriminator_waits_for_its_step():
     task = build("decoder")
     assert not list(task.passes("discriminator", batch_of(0), Draws(0, 0)))
