@@ -10,10 +10,10 @@ import click
 
 from vtp.artifacts import load_json
 from vtp.config import ROOT, ConfigError, load
+from vtp.study.commands import study
 
 if TYPE_CHECKING:
     from vtp.data.shards import ClassInfo
-from vtp.study.commands import study
 
 
 @click.group(help="Open VTP: helpers beside `dvc repro` and `dvc exp run`.")

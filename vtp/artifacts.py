@@ -33,18 +33,19 @@ def aside(path: Path) -> Iterator[Path]:
     """A temporary neighbour of `path` that takes its place when the block ends well; a reader never sees half a file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove(temporary)  # a process of the same number may have been killed here: in a container all have the same few
+    remove(temporary)  # a process of the same number may have been killed here: in a container all have the same few
     try:
         yield temporary
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(temporary, path)
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
+def remove(path: Path) -> None:
+    """Delete a file, a link or a folder with all that is in it, if there is one."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vtp import stopping
-from vtp.artifacts import folder_aside, load_json, save_json, write_manifest
+from vtp.artifacts import folder_aside, load_json, remove, save_json, write_manifest
 from vtp.config import ROOT, ConfigError, Params, RunParams, load
 from vtp.lock import Lock
 from vtp.provenance import Stage, differences, fingerprint, ingredients, main_checkout, what_parameters, without_length
@@ -112,7 +112,7 @@ class Run:
         if how.fresh:
             log.info("run.fresh=true: %s starts afresh", self.stage.name)
             for name in ("checkpoints", FINISHED, ADOPTED):
-                _remove(self.work / name)
+                remove(self.work / name)
         elif how.adopt and how.adopt != self.key and not self._started():
             self._adopt(how.adopt)
         elif others and not self._started() and not how.alongside:
@@ -164,13 +164,6 @@ class Run:
 def _last_step(folder: Path) -> int:
     """Step of the newest checkpoint in a run's folder, 0 without one."""
     return max((int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*")), default=0)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -39,9 +39,7 @@ def turned_heads(
 
 
 @turned_heads.register_fake
-def _(
-    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, sin: Tensor, cos: Tensor, eps: float, interleaved: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(qkv: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = (qkv.new_empty(*qkv.shape[:2], *qkv.shape[3:]) for _ in range(3))
     return q, k, v
 
@@ -58,9 +56,7 @@ def _turned_pair(
 
 
 @_turned_pair.register_fake
-def _(
-    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, sin: Tensor, cos: Tensor, eps: float, interleaved: bool
-) -> tuple[Tensor, Tensor]:
+def _(qkv: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     q, k = (qkv.new_empty(*qkv.shape[:2], *qkv.shape[3:]) for _ in range(2))
     return q, k
 
@@ -97,18 +93,7 @@ def _turned_heads_backward(
 
 
 @_turned_heads_backward.register_fake
-def _(
-    dq: Tensor,
-    dk: Tensor,
-    dv: Tensor,
-    qkv: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    sin: Tensor,
-    cos: Tensor,
-    eps: float,
-    interleaved: bool,
-) -> tuple[Tensor, Tensor]:
+def _(dq: Tensor, dk: Tensor, dv: Tensor, qkv: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return qkv.new_empty(qkv.shape), qkv.new_empty(2, qkv.shape[-1], dtype=torch.float32)
 
 

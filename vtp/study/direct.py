@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from vtp import artifacts
-from vtp.artifacts import folder_aside, load_json
+from vtp.artifacts import folder_aside, load_json, remove
 from vtp.config import ROOT, parse
 from vtp.provenance import Stage, fingerprint, ingredients
 from vtp.stopping import DIVERGED, EXIT_STATUS
@@ -78,7 +78,7 @@ class Workshop:
         key = fingerprint(ingredients(stage, parse(cell.tree), self.copy))
         made = _made(self.copy, name)
         for path in made:
-            _remove(self.copy / path)
+            remove(self.copy / path)
         kept, start = self.shelf / name / key, time.monotonic()
         if not kept.is_dir():
             log.info("%s: %s ...", cell.name, name)
@@ -159,10 +159,3 @@ def _made(checkout: Path, name: str) -> list[Path]:
     stage = yaml.safe_load((checkout / "dvc.yaml").read_text())["stages"][name]
     entries = [entry for kind in ("outs", "metrics", "plots") for entry in stage.get(kind, ())]
     return [Path(next(iter(entry)) if isinstance(entry, dict) else entry) for entry in entries]
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

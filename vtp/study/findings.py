@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vtp.study.curves import Curve, comparable, correlation, curve, objectives, reached
@@ -38,7 +38,6 @@ def findings(records: Sequence[Record]) -> list[Finding]:
 
 
 Lines = dict[str, Curve]
-Judge = Callable[[Lines], Finding]
 
 
 def _joint_scales(lines: Lines) -> Finding:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +9,7 @@ import fsspec
 import pytest
 import webdataset
 
+from tests.data.poison import tar_of
 from tests.data.stub import DATA, pixels, png
 from vtp.config_data import DataParams, WebDatasetMembers
 from vtp.data.sources.base import Row
@@ -20,12 +19,7 @@ JPEG = png(pixels(0), "JPEG")
 
 
 def tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as file:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            file.addfile(member, io.BytesIO(data))
+    tar_of(path, list(members))
     return path
 
 
