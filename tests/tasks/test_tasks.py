@@ -142,6 +142,16 @@ def test_the_discriminator_sees_decoded_pictures_in_8_bits(monkeypatch):
     assert (of_generator - of_generator.round()).abs().max() > 0.1
 
 
+def test_a_decoder_learns_from_latents_with_noise_the_same_however_the_batch_is_cut():
+    def made(noise: float, microbatch: int | None) -> torch.Tensor:
+        task = build("decoder", f"finetune_decoder.latent_noise={noise}", microbatch=microbatch)
+        list(task.passes("generator", batch_of(3), Draws(0, 3)))
+        return torch.cat(task.made)
+
+    assert (made(0.8, None) - made(0.0, None)).abs().mean() > 0.01
+    torch.testing.assert_close(made(0.8, 2), made(0.8, None), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 def test_a_dropped_class_is_the_null_label(monkeypatch, rate):
     task, seen = build("dit", f"dit.class_dropout={rate}"), []

@@ -1,0 +1,43 @@
+"""What is decayed, how gradients are clipped, and how averages follow."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tests.tasks.conftest import build
+from vtp.engine.optim import average, clip, optimizers
+from vtp.tasks.base import Average
+
+
+def test_decay_falls_on_matrices_only():
+    task = build("pretrain")
+    names = {id(p): name for name, p in task.models.named_parameters()}
+    (optimizer,) = optimizers(task).values()
+    decayed, plain = ({names[id(p)].removeprefix("tokenizer.") for p in group["params"]} for group in optimizer.param_groups)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
+    assert {"encoder.patch_embed.proj.weight", "encoder.blocks.0.attn.qkv.weight", "text.token_embedding.weight"} <= decayed
+    assert {"encoder.cls_token", "encoder.mask_token", "encoder.norm.weight", "encoder.blocks.0.attn.qkv.bias"} <= plain
+    assert {"logit_scale", "head.last_layer.weight_g"} <= plain
+    assert not decayed & plain
+
+
+@pytest.mark.parametrize(("most", "norm"), [(1.0, 1.0), (5.0, 5.0), (20.0, 5.0), (None, 5.0)])
+def test_gradients_are_scaled_down_to_a_norm_and_never_up(most, norm):
+    parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(3))]
+    parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([-4.0])
+    assert float(clip(parameters, most)) == 5
+    found = torch.cat([p.grad for p in parameters[:2]])
+    torch.testing.assert_close(found, torch.tensor([3.0, 0.0, -4.0]) * norm / 5)
+    assert parameters[2].grad is None
+
+
+def test_an_average_moves_by_what_its_decay_leaves_and_takes_buffers_as_they_are():
+    target, source = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    with torch.no_grad():
+        source.weight.fill_(3.0)
+        source.running_mean.fill_(7.0)
+    average(Average(target, source, lambda step: 1 - 1 / step), 4)
+    assert target.weight.tolist() == [1.5, 1.5]
+    assert target.running_mean.tolist() == [7.0, 7.0]
