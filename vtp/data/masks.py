@@ -106,31 +106,37 @@ def _blocks(draws: Draws, pictures: int, views: int, grid: tuple[int, int], targ
     """
     u = draws.uniform("masks/blocks", pictures, views, ROUNDS, 4, TRIES).transpose(0, 1).flatten(0, 1).permute(1, 2, 0, 3)
     free = torch.ones(len(targets), *grid, device=targets.device)
-    for drawn in u:
-        free = _with_block(free, targets, drawn)
+    aspects = torch.exp(math.log(ASPECT) * (1 - 2 * u[:, 1]))
+    h, w = grid
+    lengths = h + (w - h) * torch.arange(2, device=free.device).view(2, 1, 1)
+    place = torch.arange(max(h, w), device=free.device)
+    for drawn, aspect in zip(u, aspects, strict=True):
+        free = _with_block(free, targets, drawn, aspect, lengths, place)
     return free == 0
 
 
-def _with_block(free: Tensor, targets: Tensor, u: Tensor) -> Tensor:
+def _with_block(free: Tensor, targets: Tensor, u: Tensor, aspect: Tensor, lengths: Tensor, place: Tensor) -> Tensor:
     """Lay the first of some proposed blocks that fits: (rows, h, w), 1 where a patch is free, from draws (4, rows, TRIES).
 
-    Never compiled: other roundings would lay other blocks.
+    Height and width go through everything together: on a GPU a step waits for the launches of this, and not for its work. Never
+    compiled: other roundings would lay other blocks.
+
+    Args:
+        aspect: height over width of the proposals, (rows, TRIES), from draws 1.
+        lengths: h and w, (2, 1, 1).
+        place: 0, 1, ... along the longer of the two.
     """
     h, w = free.shape[1:]
     least, most = max(1, min(4, h * w // 16)), max(1, h * w // 2)
-    y, x = torch.arange(h, device=free.device), torch.arange(w, device=free.device)
     left = targets - (h * w - free.sum((1, 2)))
     areas = least + (left[:, None].clamp(max=most) - least) * u[0]
-    aspects = torch.exp(math.log(ASPECT) * (1 - 2 * u[1]))
-    high = (areas * aspects).clamp_(min=0).sqrt_().round_()
-    wide = (areas / aspects).clamp_(min=0).sqrt_().round_()
-    top = (u[2] * (h - high + 1)).floor_()
-    start = (u[3] * (w - wide + 1)).floor_()
-    rows = ((y >= top[..., None]) & (y < (top + high)[..., None])).float()  # (rows, TRIES, h)
-    columns = ((x >= start[..., None]) & (x < (start + wide)[..., None])).float()  # (rows, TRIES, w)
+    sides = torch.stack([areas * aspect, areas / aspect]).clamp_(min=0).sqrt_().round_()  # (2, rows, TRIES)
+    starts = (u[2:] * (lengths - sides + 1)).floor_()
+    within = ((place >= starts[..., None]) & (place < (starts + sides)[..., None])).float()  # (2, rows, TRIES, longer side)
+    rows, columns = within[0, ..., :h], within[1, ..., :w]
     new = (torch.bmm(rows, free) * columns).sum(2)  # sums of a few hundred ones: exact
-    fits = (high < max(h, 2)) & (wide < max(w, 2)) & (new > 0) & (new <= left[:, None])
+    fits = (sides < lengths.clamp(min=2)).all(0) & (new > 0) & (new <= left[:, None])
     # argmax gives the first of equals; where none fits, an empty rectangle is laid
-    first = fits.int().argmax(1)[:, None, None]
-    row, column = rows.gather(1, first.expand(-1, 1, h)), columns.gather(1, first.expand(-1, 1, w))
-    return free * (1 - row.transpose(1, 2) * column * fits.any(1)[:, None, None])
+    first = fits.int().argmax(1)[None, :, None, None]
+    row, column = within.gather(2, first.expand(2, -1, 1, within.shape[3]))
+    return free * (1 - row[..., :h].transpose(1, 2) * column[..., :w] * fits.any(1)[:, None, None])
