@@ -143,6 +143,27 @@ def test_every_recipe_applies_and_keeps_comments(name, tmp_path):
     assert all(comment in after for comment in comments)
 
 
+@pytest.mark.parametrize(("name", "places"), [("demo", 4), ("gpu-64", 8), ("vtp-s", 16)])
+def test_the_classic_autoencoder_takes_its_grid_of_latents_from_the_recipe_below(name, places, tmp_path):
+    from vtp.models.convolutional import config_of
+
+    file = tmp_path / "params.yaml"
+    file.write_text((ROOT / "params.yaml").read_text())
+    recipes.apply(name, () if name in ("demo", "gpu-64") else ("data.path=/somewhere",), file)
+    before = load(file=file)
+    recipes.apply("kl-vae", (), file)
+    params = load(file=file)
+    assert (params.tokenizer.network, params.pretrain.objective) == ("convolutional", "ae+kl")
+    form = config_of(params.tokenizer, params.data.image_size)
+    assert params.data.image_size // 2 ** (len(form["block_out_channels"]) - 1) == places
+    assert form["latent_channels"] == before.tokenizer.latent_channels
+    assert (params.pretrain.optimizer, params.dit, params.finetune_decoder) == (
+        before.pretrain.optimizer,
+        before.dit,
+        before.finetune_decoder,
+    )
+
+
 def test_the_recipe_demo_is_the_committed_file(tmp_path):
     file = tmp_path / "params.yaml"
     file.write_text((ROOT / "params.yaml").read_text())
