@@ -146,6 +146,7 @@ def test_scales_are_said_to_be_left_aside(folder, caplog):
         ({"latent_channels": 5}, "given: diffusers cannot read it: .*conv"),
         ({"layers_per_block": 2}, "the tensors are not those of config.json; missing: .*decoder.up_blocks"),
         ({"use_quant_conv": False}, "not known: quant_conv.bias, quant_conv.weight"),
+        ({"block_out_channels": [], "down_block_types": [], "up_block_types": []}, "diffusers cannot read it"),
         ({"norm_num_groups": 7}, "diffusers cannot read it: .*divisible"),
     ],
     ids=str,

@@ -270,7 +270,7 @@ def _load(path: Path, config: Config) -> Any:
                 torch_dtype=torch.float32,
                 output_loading_info=True,
             )
-        except (OSError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        except Exception as error:  # whatever a configuration or a file that cannot be makes it raise
             raise ValueError(f"{path}: diffusers cannot read it: {' '.join(str(error).split())}") from None
     wrong = [
         f"{what}: {', '.join(sorted(map(str, report[key])))}"
