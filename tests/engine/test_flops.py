@@ -60,12 +60,14 @@ def test_a_resumed_run_knows_what_a_step_costs_without_counting_again(tmp_path, 
     run(build("dit"), tmp_path)
 
 
-def step_of(kind: str, microbatch: int | None) -> int:
+def step_of(kind: str, microbatch: int | None, device: str = "cpu") -> int:
     """Operations of one step that is really taken."""
     task = build(kind, microbatch=microbatch)
+    task.to(torch.device(device))
     state = State(task.models.train(), optimizers(task))
+    batch = {name: rows.to(device) for name, rows in batch_of(0).items()}
     with counted(state):
-        stepper(task, state, 0, torch.device("cpu"), replayed=False)(batch_of(0), 0)
+        stepper(task, state, 0, torch.device(device), replayed=False)(batch, 0)
     return state.flops
 
 
@@ -81,6 +83,14 @@ def test_shapes_alone_tell_the_operations_of_a_step_and_leave_the_task_as_it_is(
         assert torch.equal(tensor, before[name])
     assert [p.requires_grad for p in task.models.parameters()] == trained
     assert all(p.grad is None for p in task.models.parameters())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", KINDS)
+def test_shapes_tell_the_operations_of_a_step_on_a_gpu(kind):
+    task, batch = build(kind), {name: rows.cuda() for name, rows in batch_of(0).items()}
+    task.to(torch.device("cuda"))
+    assert operations(task, batch, Draws(0, 0, "cuda")) == step_of(kind, None, "cuda")
 
 
 def test_the_step_of_all_ranks_is_told_from_the_rows_of_one(monkeypatch):
