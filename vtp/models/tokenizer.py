@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtp.compiling import compilable
 from vtp.models import pretrained
 from vtp.models.base import Tokenizer, form
 from vtp.models.card import Card
@@ -28,6 +29,7 @@ STD = (0.229, 0.224, 0.225)
 MAX_LOGIT_SCALE = math.log(100)
 
 
+@compilable
 def normalize(pixels: Tensor) -> Tensor:
     """Pixels in [0, 1] to ImageNet-normalised space, the encoder's input and the decoder's output."""
     return (pixels - _channels(MEAN, pixels.device)) / _channels(STD, pixels.device)
