@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.engine.test_loop import Killed, batches, run
-from tests.tasks.conftest import KINDS, batch_of, build
+from tests.tasks.conftest import ALL, batch_of, build
 from vtp import dist
 from vtp.engine.checkpoint import Checkpoints, State
 from vtp.engine.flops import counted
@@ -71,7 +71,7 @@ def step_of(kind: str, microbatch: int | None, device: str = "cpu") -> int:
     return state.flops
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("microbatch", [None, 4])
 def test_shapes_alone_tell_the_operations_of_a_step_and_leave_the_task_as_it_is(kind, microbatch):
     task = build(kind, microbatch=microbatch)
@@ -86,7 +86,7 @@ def test_shapes_alone_tell_the_operations_of_a_step_and_leave_the_task_as_it_is(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_shapes_tell_the_operations_of_a_step_on_a_gpu(kind):
     task, batch = build(kind), {name: rows.cuda() for name, rows in batch_of(0).items()}
     task.to(torch.device("cuda"))

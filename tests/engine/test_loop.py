@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tasks.conftest import KINDS, batch_of, build
+from tests.tasks.conftest import ALL, KINDS, batch_of, build
 from vtp.artifacts import BrokenArtifact
 from vtp.engine.checkpoint import Checkpoints, Prefix
 from vtp.engine.loop import Batches, NotFinite, fit, means, settle
@@ -57,7 +57,7 @@ def run(
 
 
 @pytest.mark.trap
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_a_killed_run_ends_in_the_same_bits(kind, tmp_path):
     unbroken = build(kind)
     history = run(unbroken, tmp_path / "unbroken")
@@ -69,7 +69,7 @@ def test_a_killed_run_ends_in_the_same_bits(kind, tmp_path):
         assert torch.equal(tensor, resumed.models.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_every_trained_part_moves_and_nothing_else(kind, tmp_path):
     task, before = build(kind), build(kind)
     run(task, tmp_path)
@@ -119,7 +119,7 @@ def test_shown_scalars_are_means_over_the_steps_that_have_them():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_a_signal_saves_between_two_steps_and_the_run_goes_on_to_the_same_bits(kind, number, tmp_path):
     unbroken = build(kind)
     history = run(unbroken, tmp_path / "unbroken", log_every=4)

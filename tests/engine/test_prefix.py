@@ -6,12 +6,18 @@ import pytest
 import torch
 
 from tests.engine.test_loop import Killed, run
-from tests.tasks.conftest import KINDS, build
+from tests.tasks.conftest import ALL, build
 from vtp.engine.checkpoint import Prefix
 from vtp.engine.optim import set_rate
 from vtp.tasks.base import Task
 
-SECTION = {"pretrain": "pretrain", "decoder": "finetune_decoder", "dit": "dit", "metric": "evaluate.metric_network"}
+SECTION = {
+    "pretrain": "pretrain",
+    "variational": "pretrain",
+    "decoder": "finetune_decoder",
+    "dit": "dit",
+    "metric": "evaluate.metric_network",
+}
 
 
 def of_length(kind: str, steps: int) -> Task:
@@ -19,7 +25,7 @@ def of_length(kind: str, steps: int) -> Task:
     return build(kind, f"{SECTION[kind]}.steps={steps}")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_a_longer_run_goes_on_from_a_shorter_one_and_ends_in_the_bits_of_one_run(kind, tmp_path):
     unbroken = of_length(kind, 9)
     history = run(unbroken, tmp_path / "unbroken", log_every=4)

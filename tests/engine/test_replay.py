@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tasks.conftest import KINDS, batch_of, build
+from tests.tasks.conftest import ALL, batch_of, build
 from vtp.engine.checkpoint import Checkpoints, State
 from vtp.engine.loop import fit, stepper, update
 from vtp.engine.optim import optimizers
@@ -18,7 +18,13 @@ from vtp.tracking import Track
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-SECTIONS = {"pretrain": "pretrain", "decoder": "finetune_decoder", "dit": "dit", "metric": "evaluate.metric_network"}
+SECTIONS = {
+    "pretrain": "pretrain",
+    "variational": "pretrain",
+    "decoder": "finetune_decoder",
+    "dit": "dit",
+    "metric": "evaluate.metric_network",
+}
 
 
 def train(
@@ -62,7 +68,7 @@ def close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> No
 
 
 @GPU
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_replayed_steps_train_as_steps_that_are_launched(tmp_path, kind, compiled):
     launched = train(tmp_path / "a", replayed=False, kind=kind, compiled=compiled)
@@ -90,7 +96,7 @@ def test_deterministic_kernels_resume_in_the_same_bits(tmp_path):
 
 
 @GPU
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_nothing_in_a_step_waits_for_the_gpu(kind):
     task, device = build(kind), torch.device("cuda")
     task.to(device)
@@ -121,7 +127,7 @@ class Closable(HeldDraws):
         return super().generator(purpose)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_a_step_draws_nothing_but_what_can_be_filled_anew(kind):
     """What a recorded step rests on, shown where there is no GPU: after the first of its kind, all that it draws lies ready."""
     plain, held, known = build(kind), build(kind), set()

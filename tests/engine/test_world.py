@@ -13,7 +13,7 @@ import torch.distributed as td
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
-from tests.tasks.conftest import KINDS, batch_of, build
+from tests.tasks.conftest import ALL, batch_of, build
 from vtp import dist
 from vtp.engine.checkpoint import Checkpoints
 from vtp.engine.loop import fit
@@ -55,7 +55,7 @@ def one_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = td.FileStore(f"{folder}/store", WORLD)
     td.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=120))
-    for kind in KINDS:
+    for kind in ALL:
         train(kind, Path(folder))
     try:
         train("dit", Path(folder), signalled=True)
@@ -71,7 +71,7 @@ def ranks(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_two_ranks_train_as_one(kind, ranks, tmp_path):
     train(kind, tmp_path)
     alone = json.loads((tmp_path / f"{kind}.0.json").read_text())

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vtp.config import Params, load
+from vtp.models.convolutional import ConvolutionalTokenizer
 from vtp.models.discriminator import PatchDiscriminator
 from vtp.models.dit import DiT
 from vtp.models.dit_blocks import DitOptions
@@ -19,6 +20,7 @@ from vtp.tasks.decoder import FinetuneDecoder
 from vtp.tasks.dit import TrainDit
 from vtp.tasks.metric import TrainMetricNetwork
 from vtp.tasks.pretrain import Pretrain
+from vtp.tasks.variational import PretrainVariational
 
 SMALL = [
     "data.image_size=32",
@@ -64,6 +66,14 @@ SMALL = [
 ]
 
 
+CONVOLUTIONAL = [
+    "tokenizer.network=convolutional",
+    "tokenizer.convolutional={width: 8, doublings: 1, blocks: 1}",
+    "pretrain.objective=ae+kl",
+    "pretrain.weights.kl=1e-6",
+]
+
+
 class Distance(nn.Module):
     """A cheap stand-in for a perceptual network: squared differences of a fixed convolution."""
 
@@ -86,10 +96,13 @@ def tokenizer(params: Params) -> VisualTokenizer:
 
 def build(kind: str, *overrides: str, microbatch: int | None = None) -> Task:
     """The task called `kind`, freshly initialised; the same weights at every call."""
-    params = load([*SMALL, *overrides])
+    params = load([*SMALL, *(CONVOLUTIONAL if kind == "variational" else ()), *overrides])
     size = params.data.image_size
-    if kind == "pretrain":
-        task: Task = Pretrain(
+    if kind == "variational":
+        convolutional = ConvolutionalTokenizer.new(params.tokenizer, size, params.seed)
+        task: Task = PretrainVariational(params.pretrain, convolutional, Distance(), image_size=size, microbatch=microbatch)
+    elif kind == "pretrain":
+        task = Pretrain(
             params.pretrain,
             tokenizer(params),
             Distance(),
@@ -149,6 +162,7 @@ def batch_of(step: int) -> dict[str, torch.Tensor]:
 
 
 KINDS = ("pretrain", "decoder", "dit", "metric")
+ALL = (*KINDS, "variational")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tasks.conftest import KINDS, batch_of, build
+from tests.tasks.conftest import ALL, batch_of, build
 from vtp.config import load
 from vtp.seeding import Draws, generator
 from vtp.tasks.base import Backward, Report
@@ -34,7 +34,7 @@ def float64():
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_micro_batches_give_the_gradient_of_the_whole_batch(kind):
     whole, split = build(kind), build(kind, microbatch=2)
     for task in (whole, split):
@@ -48,7 +48,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(kind):
         assert (found[name] - grad).abs().max() / scale < 2e-3, name
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_micro_batches_report_the_same_numbers(kind):
     def scalars(task) -> dict[str, float]:
         found = {}

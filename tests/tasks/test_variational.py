@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.engine.test_loop import run
-from tests.tasks.conftest import SMALL, Distance, batch_of
+from tests.tasks.conftest import CONVOLUTIONAL, SMALL, Distance, batch_of, build
 from vtp.config import ConfigError, load
 from vtp.data.views import random_view, reconstruction_view
 from vtp.models.convolutional import ConvolutionalTokenizer
@@ -22,19 +22,11 @@ from vtp.tasks.choice import pretraining
 from vtp.tasks.decoder import FinetuneDecoder
 from vtp.tasks.variational import PretrainVariational
 
-KL = [
-    *SMALL,
-    "tokenizer.network=convolutional",
-    "pretrain.objective=ae+kl",
-    "tokenizer.convolutional={width: 8, doublings: 1, blocks: 1}",
-]
+KL = [*SMALL, *CONVOLUTIONAL]
 
 
 def variational(*overrides: str, microbatch: int | None = None) -> PretrainVariational:
-    params = load([*KL, *overrides])
-    tokenizer = ConvolutionalTokenizer.new(params.tokenizer, params.data.image_size, params.seed)
-    head = generator(params.seed, "head")
-    task = pretraining(params.pretrain, tokenizer, Distance(), image_size=32, generator=head, microbatch=microbatch)
+    task = build("variational", *overrides, microbatch=microbatch)
     assert isinstance(task, PretrainVariational)
     return task
 
@@ -144,6 +136,14 @@ def test_noise_on_latents_and_micro_batches_agree_in_the_discriminators_stage():
     whole, parts = one_step(refining(noisy), "generator", 3)[0], one_step(refining(noisy, microbatch=4), "generator", 3)[0]
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=2e-3, atol=1e-5)
+
+
+def test_the_networks_decide_what_is_trained():
+    params = load(KL)
+    tokenizer = ConvolutionalTokenizer.new(params.tokenizer, 32, params.seed)
+    head = generator(params.seed, "head")
+    task = pretraining(params.pretrain, tokenizer, Distance(), image_size=32, generator=head, microbatch=None)
+    assert isinstance(task, PretrainVariational)
 
 
 @pytest.mark.parametrize("objective", ["ae", "clip+ae", "ssl+ae", "clip+ssl+ae", "ae+align"])
