@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from tests.tasks.conftest import ALL, KINDS, batch_of, build
 from vtp.artifacts import BrokenArtifact
-from vtp.engine.checkpoint import Checkpoints, Prefix
-from vtp.engine.loop import Batches, NotFinite, fit, means, settle
+from vtp.engine.checkpoint import Checkpoints, Prefix, State
+from vtp.engine.loop import Batches, NotFinite, fit, means, settle, update
+from vtp.engine.optim import optimizers
 from vtp.engine.watch import Watch
-from vtp.tasks.base import Task
+from vtp.seeding import Draws
+from vtp.tasks.base import Backward, Phase, Task
 from vtp.tracking import Track
 
 
@@ -86,6 +89,29 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path):
     (newest / "models.safetensors").write_bytes(b"cut")
     task = build("dit")
     assert run(task, tmp_path)[-1]["step"] == 6
+
+
+class Players(Task):
+    """Two phases that see each other's weight, as a generator and its critic do."""
+
+    def __init__(self) -> None:
+        options = build("dit").phases[0].optimizer
+        self.first, self.second = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+        models = nn.ModuleDict({"first": self.first, "second": self.second})
+        phases = (Phase("first", (self.first,), options), Phase("second", (self.second,), options))
+        super().__init__(models, phases, (), {"product": 1.0}, 1, 8)
+
+    def passes(self, phase, batch, draws):
+        yield Backward({"product": (self.first.weight * self.second.weight).sum()}, self.weights)
+
+
+def test_a_phase_leaves_no_gradient_in_the_weights_of_another():
+    task = Players()
+    state = State(task.models, optimizers(task))
+    for phase, other in (task.phases, task.phases[::-1]):
+        found = update(task, phase, state, batch_of(0), Draws(0, 0))
+        assert f"{phase.name}_gradient_norm" in found
+        assert all(p.grad is None for module in (*phase.modules, *other.modules) for p in module.parameters())
 
 
 def test_what_a_kill_left_of_a_checkpoint_is_cleared_away(tmp_path):

@@ -319,3 +319,11 @@ def test_a_large_tokenizer_is_mapped_not_copied(tmp_path):
     assert facts["touched"] < 1.3 * size  # torch itself included
     assert facts["seconds"] < 12  # 6 s on two free cores; a busy machine gets twice that
     print(f"\n{size / 1e9:.2f} GB: {facts['seconds']:.2f} s, peak {facts['touched'] / size:.2f} x the file")  # noqa: T201
+
+
+@pytest.mark.parametrize(("given", "license"), [(True, "other"), (False, "apache-2.0")])
+def test_weights_that_began_as_somebody_elses_keep_their_license(given, license):
+    card = Card.of_pipeline(given, "held-out pictures", {"psnr": 20.0, "dit_gradient_norm": 3.0})
+    assert card.license == license
+    assert ("terms hold" in card.origin) == given
+    assert card.metrics == {"held-out pictures: psnr": 20.0}

@@ -151,3 +151,11 @@ def test_a_teacher_is_trained_first_and_once_and_its_folder_is_pinned(shop, tmp_
         pinned = json.loads((taught.copy / "data" / "inputs" / "tokenizer.json").read_text())
         assert pinned["path"] == folder
     assert ran(tmp_path) == "prepare pretrain pretrain pretrain"
+
+
+def test_of_bulky_outs_only_the_newest_are_kept(shop, tmp_path, monkeypatch):
+    monkeypatch.setattr(direct, "BULKY", ("last",))
+    cells = planned(tmp_path).cells
+    for cell in cells[:2]:
+        shop.run(cell)
+    assert [len(list((shop.shelf / name).iterdir())) for name in ("first", "last")] == [2, 1]
