@@ -12,7 +12,7 @@ from scipy.io import savemat
 from tests.data.stub import DATA, pixels, png
 from vtp.data import captions, contract
 from vtp.data.sources.base import Row, key_of
-from vtp.data.sources.imagefolder import ImageFolder
+from vtp.data.sources.imagefolder import ImageFolder, file_names
 
 
 def source(folder: Path, **changes: object) -> ImageFolder:
@@ -146,6 +146,14 @@ def test_imagenet_is_read_as_it_is_distributed(tmp_path: Path, labels: Callable[
         (None, "folder or label is not that of a training class"),
         (1, None),
     ]
+
+
+def test_links_are_followed_but_not_round_in_a_circle(tmp_path: Path) -> None:
+    fill(tmp_path, "elsewhere/a/0.jpg", "root/b/1.jpg")
+    (tmp_path / "root" / "a").symlink_to(tmp_path / "elsewhere" / "a")
+    (tmp_path / "root" / "b" / "up").symlink_to(tmp_path / "root")
+    (tmp_path / "elsewhere" / "a" / "here").symlink_to(tmp_path / "elsewhere" / "a")
+    assert sorted(file_names(tmp_path / "root")) == ["a/0.jpg", "b/1.jpg"]
 
 
 def test_folders_called_by_numbers_are_meant_by_their_names(tmp_path: Path) -> None:

@@ -118,10 +118,15 @@ def file_names(root: Path) -> list[str]:
     """Files below a folder and the folders that links in it lead to, relative, hidden ones left out."""
     found = []
     for folder, inner, files in os.walk(root, followlinks=True):
-        inner[:] = [name for name in inner if not name.startswith(".")]
+        inner[:] = [name for name in inner if not name.startswith(".") and not _leads_up(os.path.join(folder, name))]
         below = os.path.relpath(folder, root)
         found += [name if below == "." else f"{below}/{name}" for name in files if not name.startswith(".")]
     return found
+
+
+def _leads_up(folder: str) -> bool:
+    """Whether a folder is a link to one that it lies in: following it would never end."""
+    return os.path.islink(folder) and Path(os.path.realpath(os.path.dirname(folder))).is_relative_to(os.path.realpath(folder))
 
 
 def _is_picture(name: str) -> bool:
