@@ -80,3 +80,15 @@ def test_what_was_used_in_inference_mode_can_be_trained_afterwards():
     model.train().requires_grad_(True)
     (model.decode(model.encode(pixels)) - pixels).square().mean().backward()
     assert model.encoder.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_what_probes_read_is_the_class_token_beside_the_mean_patch_and_the_mean_latent(oracle):
+    model, _ = oracle
+    pixels = torch.rand(2, 3, 64, 64)
+    found, features = model.pooled(pixels), model.features(pixels)
+    for i in range(2):
+        mean = sum(features.patches[i]) / len(features.patches[i])
+        torch.testing.assert_close(found["trunk"][i], torch.cat([features.cls[i], mean]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found["bottleneck"], model.encode(pixels).mean((2, 3)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found["image"], model.encode_image(pixels))
