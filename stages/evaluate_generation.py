@@ -32,26 +32,25 @@ def main(params: Params) -> None:
         made = load_tensors(ROOT / "data" / "sample" / "latents.safetensors")
         count = len(made["labels"])
         split = data.train if p.reference == "train" else data.validation
-        if describe is not None and len(split) < count:
-            raise ValueError(
-                f"sample.samples={count}, but evaluate.reference={p.reference} has {len(split)} pictures; take as many of both."
-            )
         noise = torch.randn(made["latents"].shape, generator=generator(params.seed, "gaussian latents"))
+        latents = {"samples": made["latents"], "gaussian": noise * std + mean}
+        latents |= {name: made[name] for name in ("unguided",) if name in made}
+
+        def paint(rows: torch.Tensor) -> torch.Tensor:
+            return evaluation.to_uint8(decode(rows).float())
+
+        # Spread over the classes, every other row one further, so that no regular pattern of labels is missed.
+        row = torch.arange(32)
+        shown = (row * data.num_classes // 32 + row // 4 % 2) % min(count, data.num_classes)
         with open_track(run, params.run) as track, torch.no_grad(), autocast(device):
-            samples = evaluation.decoded(decode, made["latents"], p.batch, device)
-            gaussian = evaluation.decoded(decode, noise * std + mean, p.batch, device)
-            reference = split.rows(torch.arange(count) * len(split) // count)["images"]
-            unguided = evaluation.decoded(decode, made["unguided"], p.batch, device) if "unguided" in made else None
-            values = evaluation.generation(samples, gaussian, reference, describe, p, device, unguided=unguided)
+            values = evaluation.generation(latents, paint, split, describe, p, device)
             track.final({key: value for key, value in values.items() if value is not None})
+            samples = paint(made["latents"][shown].to(device)).cpu()
         with run.out() as folder:
             if dist.is_main():
-                # Spread over the classes, every other row one further, so that no regular pattern of labels is missed.
-                row = torch.arange(32)
-                shown = (row * data.num_classes // 32 + row // 4 % 2) % min(count, data.num_classes)
                 names = [data.classes[int(label)].name for label in made["labels"][shown]]
-                save_png(folder / "samples.png", captioned(samples[shown], names, 8))
-                save_png(folder / "strip.png", grid(samples[shown[::4]], 8))
+                save_png(folder / "samples.png", captioned(samples, names, 8))
+                save_png(folder / "strip.png", grid(samples[::4], 8))
         run.metrics("generation", values)
 
 

@@ -1,16 +1,23 @@
-"""What is measured of a tokenizer, and what it may be called."""
+"""What is measured of a tokenizer and of samples, over which pictures, and what it may be called."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from vtp import evaluation
 from vtp.config import load
+from vtp.metrics.generation import frechet
 from vtp.seeding import generator
+
+CPU = torch.device("cpu")
+PARAMS = dataclasses.replace(load().evaluate, features="metric", batch=300)
 
 
 class Pictures:
@@ -33,7 +40,7 @@ def test_only_a_distance_in_inceptions_features_is_called_fid(features, name):
         lambda pictures: (pictures.float().mean((2, 3)) / 255, pictures),
         lambda first, second: (first - second).abs().mean((1, 2, 3)),
         params,
-        torch.device("cpu"),
+        CPU,
     )
     assert set(found) == {"psnr", "ssim", "distance", name}
     assert found[name] > 0.1
@@ -41,3 +48,53 @@ def test_only_a_distance_in_inceptions_features_is_called_fid(features, name):
     assert found["distance"] == pytest.approx(float(pictures.mean()), rel=1e-5)  # 2 * |p / 2 - p| in [-1, 1]
     errors = (pictures / 2).square().mean((1, 2, 3))
     assert found["psnr"] == pytest.approx(float((-10 * errors.log10()).mean()), rel=1e-5)
+
+
+def latents(seed: int, shift: float = 0.0) -> Tensor:
+    return torch.randn(1000, 3, 2, 2, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+def paint(rows: Tensor) -> Tensor:
+    return evaluation.to_uint8(F.interpolate(rows, size=8) / 4 + 0.5)
+
+
+def describe(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    features = F.avg_pool2d(pictures.float() / 255, 4).flatten(1)
+    return features, 20 * features[:, :5]
+
+
+class Reference(SimpleNamespace):
+    """A split of twice as many pictures as there are samples."""
+
+    name = "validation"
+    pictures = torch.cat([paint(latents(7)), paint(latents(8))])
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def image(self, i: int) -> Tensor:
+        return self.pictures[i]
+
+
+def test_each_set_is_held_against_pictures_spread_over_the_split() -> None:
+    sets = {"samples": latents(0), "gaussian": latents(1, 1.0), "unguided": latents(2, 0.3)}
+    found = evaluation.generation(sets, paint, Reference(), describe, PARAMS, CPU)  # type: ignore[arg-type]
+    real = describe(Reference.pictures[::2])[0]
+    for name, key in (("samples", "gfd"), ("gaussian", "gfd_gaussian"), ("unguided", "gfd_unguided")):
+        assert found[key] == pytest.approx(frechet(describe(paint(sets[name]))[0], real), rel=1e-6), name
+    assert found["samples"] == 1000
+    assert found["precision"] > 0.5
+
+
+def test_without_a_network_there_are_no_distances() -> None:
+    found = evaluation.generation({"samples": latents(0), "gaussian": latents(1)}, paint, Reference(), None, PARAMS, CPU)  # type: ignore[arg-type]
+    assert found.pop("samples") == 1000
+    assert set(found) == {"gfd", "gfd_gaussian", "inception_style_score", "precision", "recall", "kid"}
+    assert set(found.values()) == {None}
+    assert evaluation.describer("metric", Path("/no/network"), CPU) is None
+
+
+def test_fewer_pictures_than_samples_are_refused() -> None:
+    few = Reference(pictures=Reference.pictures[:999])
+    with pytest.raises(ValueError, match=r"sample\.samples=1000, but evaluate\.reference=validation has 999 pictures"):
+        evaluation.generation({"samples": latents(0)}, paint, few, describe, PARAMS, CPU)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from vtp.config import EvaluateParams
 from vtp.data.captions import VOCABULARY, tokenize
 from vtp.data.shards import Prepared, Split
 from vtp.metrics.features import extract
-from vtp.metrics.generation import Describe, compare, frechet, inception
+from vtp.metrics.generation import Describe, Described, compare, frechet, inception
 from vtp.metrics.reconstruction import psnr, ssim
 from vtp.metrics.understanding import (
     accuracy,
@@ -175,39 +175,69 @@ def to_uint8(pixels: Tensor) -> Tensor:
     return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
+def seen(
+    describe: Describe,
+    paint: Callable[[Tensor], Tensor],
+    item: Callable[[int], Tensor],
+    count: int,
+    params: EvaluateParams,
+    device: torch.device,
+) -> Described:
+    """A set as a network sees it, `evaluate.batch` pictures at a time; ranks share the work, and no more pictures are kept.
+
+    Args:
+        paint: items (b, ...) on `device` -> pictures uint8 (b, 3, H, W).
+        item: index -> what is painted: a latent, or a picture already.
+    """
+    widths: list[int] = []
+
+    def rows(items: Tensor) -> Tensor:
+        both = describe(paint(items))
+        widths[:] = [part.shape[1] for part in both]
+        return torch.cat([part.float() for part in both], dim=1)
+
+    table = extract(rows, item, count, batch=params.batch, device=device)
+    return Described(*table.split(widths, dim=1))
+
+
 def generation(
-    samples: Tensor,
-    gaussian: Tensor,
-    reference: Tensor,
+    latents: Mapping[str, Tensor],
+    paint: Callable[[Tensor], Tensor],
+    split: Split,
     describe: Describe | None,
     params: EvaluateParams,
     device: torch.device,
-    *,
-    unguided: Tensor | None = None,
 ) -> Values:
-    """Distances of samples to as many real pictures, and of decoded noise with the latents' channel statistics.
+    """Distances of decoded samples to as many real pictures, evenly spread over a split.
 
     Args:
-        samples, gaussian, reference: uint8 (n, 3, H, W).
+        latents: (n, C, h, w) on the CPU, by name: `samples`; `gaussian`, noise with the latents' channel statistics, and where it
+            was asked for `unguided`, the same noises drawn without guidance. Of these two the Frechet distance alone is taken.
+        paint: latents on `device` -> pictures uint8 (b, 3, H, W).
         describe: the network that sees the pictures; without one every distance is None.
-        unguided: the same noises drawn without guidance, where that was asked for; its distance alone is taken.
+
+    Raises:
+        ValueError: the split has fewer pictures.
     """
-
-    def against(pictures: Tensor) -> Mapping[str, float | None]:
-        if describe is None:
-            return dict.fromkeys(("frechet", "score", "precision", "recall", "kid"))
-        return compare(pictures, reference, describe, batch=params.batch, device=device)
-
-    found, floor = against(samples), against(gaussian)
-    plain = {} if unguided is None else against(unguided)
+    count = len(latents["samples"])
+    found: Mapping[str, float | None] = dict.fromkeys(("frechet", "score", "precision", "recall", "kid"))
+    distances: dict[str, float | None] = dict.fromkeys(latents)
+    if describe is not None:
+        if len(split) < count:
+            have = f"evaluate.reference={params.reference} has {len(split)} pictures"
+            raise ValueError(f"sample.samples={count}, but {have}; take as many of both.")
+        spread = _spread(split, count)
+        reference = seen(describe, lambda pictures: pictures, lambda i: split.image(int(spread[i])), count, params, device)
+        sets = {name: seen(describe, paint, rows.__getitem__, count, params, device) for name, rows in latents.items()}
+        found = compare(sets["samples"], reference, device)
+        distances |= {name: frechet(own.features, reference.features) for name, own in sets.items() if name != "samples"}
     name = "gfid" if params.features == "inception" else "gfd"
     return {
         name: found["frechet"],
-        f"{name}_gaussian": floor["frechet"],
-        **({} if unguided is None else {f"{name}_unguided": plain["frechet"]}),
+        **{f"{name}_{other}": distances[other] for other in latents if other != "samples"},
         "inception_score" if params.features == "inception" else "inception_style_score": found["score"],
         "precision": found["precision"],
         "recall": found["recall"],
         "kid": found["kid"],
-        "samples": len(samples),
+        "samples": count,
     }

@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 Batches = Callable[[int, int], Iterator[Batch]]
 """`batches(start, stop)`: this rank's rows of the global batches of steps start, start + 1, ..., stop - 1."""
 
-
 Mark = Callable[[str], None]
 """`mark(name)`: what was done since the mark before belongs to `name`."""
 
@@ -68,18 +67,7 @@ def fit(
         Stopped: a signal asked for it; the step in which it came is done and saved.
     """
     task.to(device)
-    same_start(task.models)
-    state = State(task.models.train(), optimizers(task))
-    borrowed = dist.is_main() and checkpoints.borrow()
-    dist.barrier()
-    checkpoints.restore(state)
-    if state.step > task.steps:
-        raise ValueError(
-            f"{checkpoints.folder} is at step {state.step}, past the last step, {task.steps}: "
-            "train for longer than that, or run.fresh=true starts afresh."
-        )
-    for row in state.history if borrowed else ():
-        track.scalars(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
+    state = resumed(task, checkpoints, track)
     if compiled:
         compile_blocks(task.models)
     one = stepper(task, state, seed, device, replayed=replayed, mark=watch.mark)
@@ -124,6 +112,29 @@ def fit(
                 raise stopping.Stopped
     bar.close()
     watch.close()
+    return state
+
+
+def resumed(task: Task, checkpoints: Checkpoints, track: Track) -> State:
+    """A training as far as it came: from its newest checkpoint, from the steps it shares with another one, or from its start.
+
+    What another training reached is told to `track`, too, so that curves have no gap.
+
+    Raises:
+        ValueError: it is already past the last step of this one.
+    """
+    same_start(task.models)
+    state = State(task.models.train(), optimizers(task))
+    borrowed = dist.is_main() and checkpoints.borrow()
+    dist.barrier()
+    checkpoints.restore(state)
+    if state.step > task.steps:
+        raise ValueError(
+            f"{checkpoints.folder} is at step {state.step}, past the last step, {task.steps}: "
+            "train for longer than that, or run.fresh=true starts afresh."
+        )
+    for row in state.history if borrowed else ():
+        track.scalars(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
     return state
 
 

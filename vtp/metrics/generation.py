@@ -7,11 +7,10 @@ recall (arXiv 1904.06991). In Inception's features the Frechet distance is FID; 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from vtp import seeding
 from vtp.models.frozen import inception_file
@@ -22,39 +21,42 @@ LEAST = 1000
 Describe = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Pictures uint8 (B, 3, H, W) -> features (B, F) and logits (B, K)."""
 
-EXTRACTOR = "given"
+
+class Described(NamedTuple):
+    """A set of pictures as a network sees it: features (N, F) and logits (N, K)."""
+
+    features: Tensor
+    logits: Tensor
 
 
-class _Pictures(Dataset):
-    def __init__(self, pictures: Tensor) -> None:
-        self.pictures = pictures.cpu()
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.pictures[index]
-
-
-def compare(
-    samples: Tensor, reference: Tensor, describe: Describe, *, batch: int, device: torch.device | str = "cpu"
-) -> dict[str, float]:
-    """Generated pictures against real ones in the features of any network.
+def compare(samples: Described, reference: Described, device: torch.device | str = "cpu") -> dict[str, float]:
+    """Generated pictures against equally many real ones, as one network sees both.
 
     Args:
-        samples, reference: uint8 (N, 3, H, W), equally many.
-        describe: a network in evaluation mode on `device`, e.g. `MetricNetwork.describe`.
+        device: where neighbours are looked for.
 
     Returns:
-        frechet, kid (lower is better), score, precision, recall (higher is better). A function of the arguments alone.
+        frechet, kid (lower is better), score, precision, recall (higher is better). A function of the sets alone.
 
     Raises:
-        ValueError: fewer than 1,000 pictures, not equally many, or not uint8 (N, 3, H, W).
+        ValueError: fewer than 1,000 pictures, or not equally many.
     """
-    _register()
-    layers = {f"feature_layer_{metric}": "features" for metric in ("fid", "kid", "prc")}
-    options = {"feature_extractor": EXTRACTOR, "describe": describe, "feature_layer_isc": "logits", **layers}
-    return _calculate(samples, reference, options, batch, torch.device(device))
+    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
+    _check(samples, reference)
+    made, real = samples.features.double(), reference.features.double()
+    # A subset as large as the set would always be the same one.
+    kernel = kid_features_to_metric(made, real, kid_subset_size=min(1000, len(made) // 2), rng_seed=0, verbose=False)
+    near = prc_features_to_metric(made.to(device), real.to(device), save_cpu_ram=True, verbose=False)
+    return {
+        "frechet": frechet(made, real),
+        "kid": float(kernel[KEY_METRIC_KID_MEAN]),
+        "score": float(isc_features_to_metric(samples.logits, rng_seed=0)[KEY_METRIC_ISC_MEAN]),
+        "precision": float(near[KEY_METRIC_PRECISION]),
+        "recall": float(near[KEY_METRIC_RECALL]),
+    }
 
 
 def inception(device: torch.device | str = "cpu") -> Describe:
@@ -83,69 +85,11 @@ def frechet(first: Tensor, second: Tensor) -> float:
     return fid_statistics_to_metric(*fitted, verbose=False)[KEY_METRIC_FID]
 
 
-def _calculate(samples: Tensor, reference: Tensor, options: dict[str, Any], batch: int, device: torch.device) -> dict[str, float]:
-    import torch_fidelity
-
-    _check(samples, reference)
-    count = len(samples)
-    with seeding.forked(0, "compare"):  # its loader draws from the global generator
-        found = torch_fidelity.calculate_metrics(
-            input1=_Pictures(samples),
-            input2=_Pictures(reference),
-            isc=True,
-            fid=True,
-            kid=True,
-            prc=True,
-            kid_subset_size=min(1000, count // 2),  # a subset as large as the set would always be the same one
-            rng_seed=0,
-            batch_size=batch,
-            cuda=device.type == "cuda",
-            cache=False,
-            save_cpu_ram=True,  # no worker processes for pictures that are in memory already
-            verbose=False,
-            **options,
-        )
-    return {
-        "frechet": float(found[torch_fidelity.KEY_METRIC_FID]),
-        "kid": float(found[torch_fidelity.KEY_METRIC_KID_MEAN]),
-        "score": float(found[torch_fidelity.KEY_METRIC_ISC_MEAN]),
-        "precision": float(found[torch_fidelity.KEY_METRIC_PRECISION]),
-        "recall": float(found[torch_fidelity.KEY_METRIC_RECALL]),
-    }
-
-
-def _check(samples: Tensor, reference: Tensor) -> None:
+def _check(samples: Described, reference: Described) -> None:
     for name, pictures in (("samples", samples), ("reference", reference)):
-        if pictures.dtype != torch.uint8 or pictures.dim() != 4 or pictures.shape[1] != 3:
-            raise ValueError(f"{name} is {pictures.dtype} {tuple(pictures.shape)}; it must be uint8 (N, 3, H, W).")
-        if len(pictures) < LEAST:
-            raise ValueError(f"{name} holds {len(pictures)} pictures; it must hold at least {LEAST} to be measured.")
-    if len(samples) != len(reference):
-        raise ValueError(f"{len(samples)} samples against {len(reference)} reference pictures; take equally many of both.")
-
-
-def _register() -> None:
-    """Make torch-fidelity know the extractor that `describe` is handed to; once a process."""
-    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
-
-    if EXTRACTOR in FEATURE_EXTRACTORS_REGISTRY:
-        return
-
-    class Given(FeatureExtractorBase):
-        """Features and logits of a callable, which stays no submodule so that the library does not change it."""
-
-        def __init__(self, name: str, features_list: list[str], describe: Describe, **_: Any) -> None:
-            super().__init__(name, features_list)
-            self.describe = (describe,)
-
-        @staticmethod
-        def get_provided_features_list() -> tuple[str, str]:
-            return "features", "logits"
-
-        def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
-            features, logits = self.describe[0](pictures)
-            given = {"features": features.double(), "logits": logits.double()}
-            return tuple(given[name] for name in self.features_list)
-
-    register_feature_extractor(EXTRACTOR, Given)
+        if (count := len(pictures.features)) < LEAST:
+            raise ValueError(f"{name} holds {count} pictures; it must hold at least {LEAST} to be measured.")
+    if len(samples.features) != len(reference.features):
+        raise ValueError(
+            f"{len(samples.features)} samples against {len(reference.features)} reference pictures; take equally many of both."
+        )
