@@ -102,7 +102,7 @@ def test_four_stages_that_start_without_a_database_end_with_one(tmp_path: Path) 
     """The uploader that makes it is killed meanwhile, too."""
     stages = ["pretrain", "train_metric_network", "train_dit", "sample"]
     trainings = [train(tmp_path, stage) for stage in stages]
-    wait_for(lambda: any(path.stat().st_size > 100_000 for path in tmp_path.glob(".mlflow.db.*")))
+    wait_for(lambda: any(path.stat().st_size > 100_000 for path in tmp_path.glob(".mlflow.db.*[0-9]")))
     [half] = tmp_path.glob(".mlflow.db.*[0-9]")
     os.kill(int(half.suffix[1:]), signal.SIGKILL)
     assert not (tmp_path / "mlflow.db").exists()
