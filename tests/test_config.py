@@ -40,6 +40,7 @@ def test_the_committed_file_passes():
         ("data.templates=[a dog]", "data.templates: 'a dog' must hold {} once"),
         ("data.train_samples=null", "must be numbers for data.source=scenes"),
         ("model.sizes.small.encoder.heads=5", "model.sizes.small.encoder.width"),
+        ("dit.heads=5", "does not divide by 20, as dit.heads=5 needs"),
         ("~pretrain.steps", "pretrain.steps is missing"),
         ("+pretrain.stepz=3", "did you mean steps?"),
         ("~pretrain.weights.clip", "pretrain.weights"),

@@ -173,7 +173,7 @@ def test_what_is_no_picture_is_named(vtp, project):
 
 
 def test_a_folder_without_a_model_is_named(vtp, project):
-    with pytest.raises(ValueError, match=r"config\.json is missing"):
+    with pytest.raises(ValueError, match=r"config\.json is missing, so this is the folder of neither"):
         vtp("inspect", str(project / "data" / "prepare"))
 
 

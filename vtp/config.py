@@ -7,6 +7,7 @@ the part it uses.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -373,8 +374,9 @@ def _check(p: Params) -> None:
         step = part.heads if name == "text" else 4 * part.heads
         if part.width % step:
             raise ConfigError(f"{key}.width={part.width} does not divide by {step}, as heads={part.heads} needs.")
-    if p.dit.width % (4 * p.dit.heads):
-        raise ConfigError(f"dit.width={p.dit.width} does not divide by {4 * p.dit.heads}, as dit.heads={p.dit.heads} needs.")
+    step = 4 * p.dit.heads if p.dit.rope else math.lcm(4, p.dit.heads)
+    if p.dit.width % step:
+        raise ConfigError(f"dit.width={p.dit.width} does not divide by {step}, as dit.heads={p.dit.heads} needs.")
     check_network(p)
     check_baselines(p)
     check_origins(p)

@@ -39,7 +39,10 @@ def inside(path: Path) -> dict[str, str]:
     """
     if not path.exists():
         raise ValueError(f"{path} is not there; give the folder of a tokenizer or a diffusion transformer, or --hub and a name.")
-    config = {} if path.is_file() else load_json(path / "config.json")
+    file = path / "config.json"
+    if path.is_dir() and not file.is_file():
+        raise ValueError(f"{file} is missing, so this is the folder of neither a tokenizer nor a diffusion transformer.")
+    config = {} if path.is_file() else load_json(file)
     if holds_tokenizer(config):
         tokenizer = open_tokenizer(path)
         facts, parts = _described(tokenizer), dict(tokenizer.named_children())

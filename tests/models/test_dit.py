@@ -111,8 +111,13 @@ def test_bfloat16_stays_near_float32(rmsnorm: bool) -> None:
 def test_sizes_that_do_not_divide_are_named() -> None:
     with pytest.raises(ValueError, match="patch=4"):
         replace(SMALL, patch=4)
-    with pytest.raises(ValueError, match="width=36"):
+    with pytest.raises(ValueError, match="width=36 does not divide by 8"):
         replace(SMALL, width=36)
+    # Without rotation only the table of positions cuts the width, in quarters.
+    assert replace(SMALL, width=36, rope=False).width == 36
+    for heads, step in ((2, 4), (5, 20)):
+        with pytest.raises(ValueError, match=f"width=34 does not divide by {step}"):
+            replace(SMALL, width=34, heads=heads, rope=False)
 
 
 def edited(folder: Path, **changes: object) -> None:
@@ -139,6 +144,13 @@ def test_a_folder_that_does_not_fit_is_named(tmp_path: Path, changes: dict[str, 
         DiT.from_pretrained(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_that_is_no_table_is_named(tmp_path: Path) -> None:
+    DiT(SMALL).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"config\.json holds no table"):
+        DiT.from_pretrained(tmp_path)
 
 
 def test_missing_cut_and_changed_files_are_named(tmp_path: Path) -> None:

@@ -126,6 +126,10 @@ def test_options_and_configuration_are_the_same_thing():
         ),
         ({"vision_depth": 0}, ["vision_depth=0 must be a whole number above 0"]),
         ({"vision_depth": True}, ["vision_depth=True"]),
+        (
+            {"vision_init_values": float("nan"), "init_logit_scale": float("inf")},
+            ["vision_init_values=nan must be a number or null", "init_logit_scale=inf must be"],
+        ),
         ({"text_pool_type": "mean"}, ["text_pool_type='mean' must be one of argmax, last, first, none"]),
         ({"text_embed_cls": True}, ["text_embed_cls=True must be false"]),
         ({"vision_num_heads": 5}, ["vision_embed_dim=24 does not divide by 20 for vision_num_heads=5"]),
@@ -292,8 +296,15 @@ def test_a_tokenizer_in_bfloat16_takes_float32_pictures():
 
 
 @pytest.mark.parametrize(
-    "tokens", [torch.zeros(2, 4, dtype=torch.int64), torch.zeros(5, dtype=torch.int64), torch.zeros(2, 5), torch.full((1, 5), 11)]
+    ("tokens", "words"),
+    [
+        (torch.zeros(2, 4, dtype=torch.int64), r"caption ids of shape \(2, 4\)"),
+        (torch.zeros(5, dtype=torch.int64), r"caption ids of shape \(5,\)"),
+        (torch.zeros(2, 5), "dtype torch.float32"),
+        (torch.full((1, 5), 11), "caption id 11 is none of this tokenizer's 11"),
+        (torch.tensor([[9, -1, 10, 0, 0]]), "caption id -1 is none of this tokenizer's 11"),
+    ],
 )
-def test_wrong_caption_ids_are_refused_by_name(tokens):
-    with pytest.raises(ValueError, match="caption id"):
+def test_wrong_caption_ids_are_refused_by_name(tokens, words):
+    with pytest.raises(ValueError, match=words):
         built().encode_text(tokens)

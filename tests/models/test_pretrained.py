@@ -106,6 +106,8 @@ def test_another_model_and_unknown_values_are_refused_with_the_file(folder):
     assert "vision_width is not known" in said
     (folder / "config.json").write_text("{")
     assert "config.json is not JSON" in refused(folder)
+    (folder / "config.json").write_text("[1]")
+    assert "config.json: model_type=[1] is not a visual tokenizer" in refused(folder)
 
 
 def test_absent_keys_are_the_published_defaults(folder):
@@ -117,7 +119,9 @@ def test_absent_keys_are_the_published_defaults(folder):
 
 def test_wider_patches_than_the_published_decoder_paints(folder):
     change(folder, vision_patch_size=8)
-    assert "pixel_decoder.proj_out.weight is (768, 64, 1, 1), the configuration asks for (192, 64, 1, 1)" in refused(folder)
+    said = refused(folder)
+    assert "pixel_decoder.proj_out.weight is (768, 64, 1, 1), the configuration asks for (192, 64, 1, 1)" in said
+    assert "paints 16 pixels a side whatever vision_patch_size is" in said
 
 
 def test_files_are_compared_with_the_manifest_beside_them(folder):
@@ -166,6 +170,11 @@ def test_weights_that_were_read_can_be_trained_and_leave_the_file_alone(folder):
     assert (folder / "model.safetensors").read_bytes() == before
     model.save_pretrained(folder)
     assert (folder / "model.safetensors").read_bytes() != before
+
+
+def test_rope_in_another_dtype_is_refused(folder):
+    with pytest.raises(ValueError, match="rope='float16' is not known; choose bfloat16 or float32"):
+        VisualTokenizer.from_pretrained(folder, rope="float16")
 
 
 def test_rope_in_float32_survives_saving(folder, tmp_path):

@@ -62,6 +62,14 @@ def test_wrong_pictures_are_refused_by_name(oracle, pixels, word):
         oracle[0].encode(pixels)
 
 
+@pytest.mark.parametrize(
+    "latents", [torch.zeros(1, 5, 2, 2), torch.zeros(16, 2, 2), torch.zeros(1, 16, 0, 2), torch.ones(1, 16, 2, 2).long()]
+)
+def test_wrong_latents_are_refused_by_name(oracle, latents):
+    with pytest.raises(ValueError, match=r"expected floats \(B, 16, h, w\)"):
+        oracle[0].decode(latents)
+
+
 def test_a_tokenizer_that_the_published_code_would_misread_is_saved_with_a_warning(oracle, tmp_path, caplog):
     options = oracle[0].options
     oracle[0].save_pretrained(tmp_path / "a")

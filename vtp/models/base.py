@@ -87,7 +87,8 @@ class Tokenizer(nn.Module, ABC):
         return h // patch, w // patch
 
     def _check_latents(self, latents: Tensor) -> None:
-        if latents.dim() != 4 or latents.shape[1] != self.latent_channels or not latents.is_floating_point():
+        fits = latents.dim() == 4 and latents.shape[1] == self.latent_channels and 0 not in latents.shape[2:]
+        if not fits or not latents.is_floating_point():
             raise ValueError(f"latents {form(latents)}; expected floats (B, {self.latent_channels}, h, w).")
 
 

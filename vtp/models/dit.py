@@ -135,6 +135,8 @@ class DiT(nn.Module):
         artifacts.verify_listed(Path(folder), FILES)
         file = Path(folder) / "config.json"
         config = artifacts.load_json(file)
+        if not isinstance(config, dict):
+            raise ValueError(f"{file} holds no table of options.")
         known = {field.name for field in fields(DitOptions)}
         if odd := sorted(known ^ set(config)):
             kind = f"model_type={config['model_type']!r}" if "model_type" in config else f"look at {listed(odd)}"

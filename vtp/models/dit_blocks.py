@@ -49,13 +49,18 @@ class DitOptions:
     def __post_init__(self) -> None:
         if self.grid % self.patch:
             raise ValueError(f"patch={self.patch} does not divide grid={self.grid}; use a divisor.")
-        if self.width % (4 * self.heads):
-            raise ValueError(f"width={self.width} does not divide by {4 * self.heads}, as heads={self.heads} needs.")
+        if self.width % (step := width_step(self.heads, self.rope)):
+            raise ValueError(f"width={self.width} does not divide by {step}, as heads={self.heads} needs.")
 
     @property
     def side(self) -> int:
         """Tokens per side."""
         return self.grid // self.patch
+
+
+def width_step(heads: int, rope: bool) -> int:
+    """What the width is a multiple of: positions take quarters of it, rotary ones quarters of every head."""
+    return 4 * heads if rope else math.lcm(4, heads)
 
 
 class RMSNorm(nn.Module):

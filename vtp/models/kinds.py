@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ FILES = (*pretrained.FILES, convolutional.WEIGHTS)
 """What a tokenizer of either kind is read from."""
 
 
-def holds_tokenizer(config: Mapping[str, Any]) -> bool:
+def holds_tokenizer(config: Any) -> bool:
     """Whether a config.json is a tokenizer's; its reader says what is wrong with it."""
-    return "model_type" in config or "_class_name" in config
+    return isinstance(config, dict) and ("model_type" in config or "_class_name" in config)
 
 
 def open_tokenizer(folder: str | Path, *, hub: bool = False) -> Tokenizer:
@@ -33,6 +32,7 @@ def open_tokenizer(folder: str | Path, *, hub: bool = False) -> Tokenizer:
     """
     path = fetch(str(folder)) if hub else Path(folder)
     config = path / pretrained.CONFIG
-    if config.is_file() and "_class_name" in load_json(config):
+    found = load_json(config) if config.is_file() else None
+    if isinstance(found, dict) and "_class_name" in found:
         return ConvolutionalTokenizer.from_pretrained(path)
     return VisualTokenizer.from_pretrained(path)

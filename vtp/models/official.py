@@ -6,6 +6,7 @@ dtype RoPE is applied in) lies under `open_vtp` in the configuration and in `vtp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,11 @@ from typing import Any
 from vtp.models.blocks import BlockOptions
 from vtp.models.decoder import DecoderOptions
 from vtp.models.encoder import EncoderOptions
-from vtp.models.options import LogitOptions, TokenizerOptions
+from vtp.models.options import ROPE_DTYPES, LogitOptions, TokenizerOptions
 from vtp.models.text import TextOptions
 
 PREFIXES = {"trunk.": "encoder.", "pixel_decoder.": "decoder."}
 TOP_LEVEL = ("visual_proj.", "logit_scale", "logit_bias")
-ROPE_DTYPES = ("bfloat16", "float32")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Key:
 
 
 def _real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _count(default: int) -> Key:

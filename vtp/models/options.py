@@ -16,6 +16,9 @@ from vtp.models.text import TextOptions
 VOCABULARY = 49408
 """Caption ids of CLIP, which captions are tokenized to here."""
 
+ROPE_DTYPES = ("bfloat16", "float32")
+"""What RoPE can be computed and applied in."""
+
 FREE = ("image_size", "rope", "scale", "pad_id", "output_tokens")
 """What trained weights do not depend on: nominal sizes, start values, the dtype of RoPE's table."""
 
@@ -60,7 +63,13 @@ class TokenizerOptions:
     logit: LogitOptions = LogitOptions()
 
     def with_rope(self, dtype: str) -> TokenizerOptions:
-        """The same tokenizer with RoPE applied in another dtype, in both networks."""
+        """The same tokenizer with RoPE applied in another dtype, in both networks.
+
+        Raises:
+            ValueError: another dtype than `ROPE_DTYPES`.
+        """
+        if dtype not in ROPE_DTYPES:
+            raise ValueError(f"rope={dtype!r} is not known; choose {' or '.join(ROPE_DTYPES)}.")
         encoder = replace(self.encoder, block=replace(self.encoder.block, rope=dtype))
         decoder = self.decoder and replace(self.decoder, block=replace(self.decoder.block, rope=dtype))
         return replace(self, encoder=encoder, decoder=decoder)

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 CONFIG, WEIGHTS, EXTRA, CARD = "config.json", "model.safetensors", "vtp_extra.safetensors", "README.md"
 FILES = (CONFIG, WEIGHTS, EXTRA)
 """What a tokenizer is read from."""
+LAST = "pixel_decoder.proj_out.bias"
 OURS = (*FILES, CARD, artifacts.MANIFEST)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -56,7 +57,7 @@ def fill(model: nn.Module, folder: Path) -> None:
     if not (folder / WEIGHTS).is_file():
         pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
         beside = f" {', '.join(pickles)} beside it is a pickle, which can run code, and is not opened;" if pickles else ""
-        raise ValueError(f"{folder / WEIGHTS} is missing;{beside} save the weights as safetensors.")
+        raise ValueError(f"{folder / WEIGHTS} is missing;{beside} save the weights as one safetensors file of that name.")
     tensors = _tensors(folder / WEIGHTS)
     if (folder / EXTRA).is_file():
         tensors |= _tensors(folder / EXTRA)
@@ -103,6 +104,9 @@ def _compare(folder: Path, expected: Mapping[str, Tensor], tensors: Mapping[str,
         if tensors[name].shape != expected[name].shape
     ]
     wrong = [f"missing: {', '.join(missing)}"] * bool(missing) + [f"not known: {', '.join(unknown)}"] * bool(unknown) + shapes
+    last = [len(some[LAST]) for some in (tensors, expected) if LAST in some]
+    if len(last) == 2 and last[0] == 3 * 16**2 != last[1]:
+        wrong.append("the published decoder paints 16 pixels a side whatever vision_patch_size is: pictures of another size")
     if wrong:
         raise ValueError(f"{folder}: the tensors are not those of {CONFIG}; {'; '.join(wrong)}.")
 

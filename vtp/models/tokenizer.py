@@ -170,7 +170,8 @@ class VisualTokenizer(Tokenizer):
         try:
             feature = self.text(tokens)
         except IndexError:  # on a CPU only; a GPU is not waited for
-            raise ValueError(f"caption id {int(tokens.max())} is none of this tokenizer's {text.vocabulary}.") from None
+            wrong = tokens[(tokens < 0) | (tokens >= text.vocabulary)]
+            raise ValueError(f"caption id {int(wrong[0])} is none of this tokenizer's {text.vocabulary}.") from None
         return F.normalize(feature, dim=-1) if normalize else feature
 
     def logits(self, pixels: Tensor, tokens: Tensor) -> Tensor:
