@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.tasks.conftest import build
-from vtp.engine.optim import average, clip, optimizers
+from vtp.engine.optim import accumulate, average, clip, optimizers
 from vtp.tasks.base import Average
 
 
@@ -31,6 +31,29 @@ def test_gradients_are_scaled_down_to_a_norm_and_never_up(most, norm):
     found = torch.cat([p.grad for p in parameters[:2]])
     torch.testing.assert_close(found, torch.tensor([3.0, 0.0, -4.0]) * norm / 5)
     assert parameters[2].grad is None
+
+
+def test_gradients_of_several_passes_are_summed_as_autograd_sums_them():
+    torch.manual_seed(0)
+    shared, first, second, idle = (nn.Parameter(torch.randn(3)) for _ in range(4))
+    leaf = torch.randn(3, requires_grad=True)
+    parameters = [shared, first, second, idle]
+
+    def totals():
+        yield (shared * first * leaf).sum()
+        yield (shared.exp() * second).sum()
+        yield shared.sin().sum()
+
+    for total in totals():
+        total.backward()
+    expected = [p.grad for p in [*parameters, leaf]]
+    for p in [*parameters, leaf]:
+        p.grad = None
+    for total in totals():
+        accumulate(total, parameters)
+    assert idle.grad is None
+    for p, grad in zip([shared, first, second, leaf], [*expected[:3], expected[4]], strict=True):
+        assert torch.equal(p.grad, grad)
 
 
 def test_an_average_moves_by_what_its_decay_leaves_and_takes_buffers_as_they_are():

@@ -16,7 +16,7 @@ from vtp.compiling import written
 from vtp.engine.checkpoint import Checkpoints, State
 from vtp.engine.feed import Feed
 from vtp.engine.flops import counted, imagined
-from vtp.engine.optim import average, clip, optimizers, parameters_of, set_rate, trained
+from vtp.engine.optim import accumulate, average, clip, optimizers, parameters_of, set_rate, trained
 from vtp.engine.parallel import average_gradients, compile_blocks, same_start
 from vtp.engine.replay import Replay
 from vtp.engine.watch import Watch, told, unmarked
@@ -198,6 +198,7 @@ def backward(task: Task, phase: Phase, batch: Batch, draws: Draws, mark: Mark = 
     worked = False
     # A generator's body runs inside `autocast`, the backward passes between its yields outside of it.
     passes = task.passes(phase.name, batch, draws)
+    parameters = trained(phase)
     while True:
         with autocast(draws.device):
             item = next(passes, None)
@@ -207,7 +208,7 @@ def backward(task: Task, phase: Phase, batch: Batch, draws: Draws, mark: Mark = 
             case Report(reported):
                 scalars |= reported
             case Backward():
-                item.total().backward()
+                accumulate(item.total(), parameters)
                 worked = True
                 mark("_".join(item.terms))
         del item

@@ -50,6 +50,27 @@ def set_rate(optimizer: torch.optim.Optimizer, options: OptimizerParams, step: i
             group["lr"] = value
 
 
+def accumulate(total: Tensor, parameters: list[nn.Parameter]) -> None:
+    """Differentiate `total`; what that gives `parameters` is added to the gradients they have, all in a few launches.
+
+    The sums are those that autograd makes, which launches a kernel for each parameter.
+    """
+    before = [p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None
+    total.backward()
+    sums: list[Tensor] = []
+    added: list[Tensor] = []
+    for p, old in zip(parameters, before, strict=True):
+        if old is not None and p.grad is not None:
+            sums.append(old)
+            added.append(p.grad)
+        if old is not None:
+            p.grad = old
+    if sums:
+        torch._foreach_add_(sums, added)
+
+
 def clip(parameters: list[nn.Parameter], most: float | None) -> Tensor:
     """Scale the gradients to a global norm of at most `most`; the norm before that, a 0-d tensor."""
     grads = [p.grad for p in parameters if p.grad is not None]

@@ -14,8 +14,8 @@ from torch import Tensor
 TOKENS = 16
 """Tokens of one program in the backward pass, whose gradients of the norm weights it sums."""
 COLUMNS = 1024
-ROWS = 32
-"""Rows of one program of the gated unit's backward pass, whose gradients of the bias it sums."""
+PROGRAMS = 1024
+"""About as many programs as fill a GPU: the fewer, the less is written to be summed once more."""
 
 
 @triton.jit
@@ -125,12 +125,15 @@ def turn(
 
 @triton.jit
 def _turn_backward(
-    grad, dv, qkv, weight, sin, cos, dqkv, sums, rows, places, eps,
-    H: tl.constexpr, D: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr, INTERLEAVED: tl.constexpr,
-    PART: tl.constexpr, STEPS: tl.constexpr,
+    dq, dk, dv, qkv, q_weight, k_weight, sin, cos, dqkv, sums, rows, places, eps,
+    H: tl.constexpr, D: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr, INTERLEAVED: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """Part 0, queries, also hands the gradient of the values on; part 1, keys."""
-    program = tl.program_id(0)
+    program, part = tl.program_id(0), tl.program_id(1)
+    if part == 0:
+        grad, weight = dq, q_weight
+    else:
+        grad, weight = dk, k_weight
     wa, wb = _load(weight, 0, 1, D, 1, BD, INTERLEAVED)
     # Summed over heads only at the end: a sum across threads costs more than all the rest of a step.
     sum_a, sum_b = tl.zeros((BH, BD // 2), tl.float32), tl.zeros((BH, BD // 2), tl.float32)
@@ -138,7 +141,7 @@ def _turn_backward(
         token = program * STEPS + step
         if token < rows:
             place, wide = token % places, token.to(tl.int64) * (H * D)
-            a, b = _load(qkv + 3 * wide + PART * H * D, D, H, D, BH, BD, INTERLEAVED)
+            a, b = _load(qkv + 3 * wide + part * H * D, D, H, D, BH, BD, INTERLEAVED)
             ga, gb = _load(grad + wide, D, H, D, BH, BD, INTERLEAVED)
             ca, cb = _load(cos + place * D, 0, 1, D, 1, BD, INTERLEAVED)
             sa, sb = _sines(sin + place * D, D, BD, INTERLEAVED)
@@ -151,12 +154,12 @@ def _turn_backward(
             sum_a += ua * a
             sum_b += ub * b
             out = dqkv + 3 * wide
-            _store(out + PART * H * D, scale * (ta - a * shared), scale * (tb - b * shared), H, D, BH, BD, INTERLEAVED)
-            if PART == 0:
+            _store(out + part * H * D, scale * (ta - a * shared), scale * (tb - b * shared), H, D, BH, BD, INTERLEAVED)
+            if part == 0:
                 _copy(dv + wide, out + 2 * H * D, H, D, BH, BD)
     half = tl.arange(0, BD // 2)
     # Sums are kept in halves, whatever the order of the channels.
-    here = sums + program * (2 * D) + PART * D + half
+    here = sums + program * (2 * D) + part * D + half
     tl.store(here, tl.sum(sum_a, 0), mask=half < D // 2)
     tl.store(here + D // 2, tl.sum(sum_b, 0), mask=half < D // 2)
 
@@ -178,11 +181,10 @@ def turn_backward(
     dqkv, rows = torch.empty_like(qkv), batch * tokens
     programs = triton.cdiv(rows, TOKENS)
     sums = torch.empty(programs, 2, 2, width // 2, device=qkv.device, dtype=torch.float32)
-    for part, (grad, weight) in enumerate(((dq, q_weight), (dk, k_weight))):
-        _turn_backward[(programs,)](
-            grad.contiguous(), dv, qkv, weight, sin, cos, dqkv, sums, rows, tokens, eps, heads, width, *_blocks(heads, width),
-            interleaved, part, TOKENS, num_warps=_warps(heads, width),
-        )  # fmt: skip
+    _turn_backward[(programs, 2)](
+        dq.contiguous(), dk.contiguous(), dv, qkv, q_weight, k_weight, sin, cos, dqkv, sums, rows, tokens, eps,
+        heads, width, *_blocks(heads, width), interleaved, TOKENS, num_warps=_warps(heads, width),
+    )  # fmt: skip
     halves = sums.sum(0)
     return dqkv, (halves.transpose(1, 2) if interleaved else halves).flatten(1)
 
@@ -268,9 +270,9 @@ def _gate_plus_backward(grad, both, bias, out, sums, rows, H: tl.constexpr, BLOC
 def gate_plus_backward(grad: Tensor, both: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     grad, both, hidden = grad.contiguous(), both.contiguous(), both.shape[-1] // 2
     out, rows = torch.empty_like(both), both.numel() // both.shape[-1]
-    programs = triton.cdiv(rows, ROWS)
+    parts = triton.cdiv(hidden, COLUMNS)
+    steps = max(16, min(64, triton.next_power_of_2(rows * parts // PROGRAMS)))
+    programs = triton.cdiv(rows, steps)
     sums = torch.empty(programs, 2 * hidden, device=both.device, dtype=torch.float32)
-    _gate_plus_backward[(programs, triton.cdiv(hidden, COLUMNS))](
-        grad, both, bias.contiguous(), out, sums, rows, hidden, COLUMNS, ROWS
-    )
+    _gate_plus_backward[(programs, parts)](grad, both, bias.contiguous(), out, sums, rows, hidden, COLUMNS, steps)
     return out, sums.sum(0)
