@@ -1,7 +1,7 @@
-"""What was tried on the transformers, side by side in one process: `python -m benchmarks.variants dit-xl`.
+"""What was tried on the transformers, side by side in one process: `python -m benchmarks.variants W3-xl`.
 
-What is compiled, which passes over memory are one kernel. Prints a table, and the kernels that the last variant of a training and
-the first of a use spend their time in; writes nothing.
+How much of a network is compiled, how many pictures it gets at once. Prints a table, and the kernels that the last variant of a
+training and the first of a use spend their time in; writes nothing.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from itertools import repeat
 
@@ -22,43 +21,21 @@ from vtp import sampling
 from vtp.engine.inference import put_to_work
 from vtp.engine.loop import autocast
 from vtp.engine.parallel import compile_blocks
-from vtp.models import dit_blocks
 from vtp.models.dit import DiT
-from vtp.models.kernels import wanted
 from vtp.seeding import Draws
 from vtp.tasks.base import Backward
 from vtp.tasks.dit import TrainDit
 
 log = logging.getLogger(__name__)
 
-TRAINED = {
-    "W3-xl": (("as it is", False), ("norm", False)),
-    "W3-b": (("as it is", False), ("norm", False), ("norm", True)),
-}
-"""The form, and whether what lies before and after the blocks is compiled, too."""
+TRAINED = {"W3-xl": (False, True), "W3-b": (False, True)}
+"""Whether what lies before and after the blocks is compiled, too."""
 USED = {
-    "W4-encode": (("as it is", False, 1), ("as it is", True, 1)),
-    "W4-decode": (("as it is", False, 1), ("as it is", True, 1)),
-    "sample": (("as it is", False, 1), ("compiler's norm", False, 1), ("as it is", False, 2)),
+    "W4-encode": ((False, 1), (True, 1)),
+    "W4-decode": ((False, 1), (True, 1)),
+    "sample": ((False, 1), (False, 2)),
 }
-"""The form, whether the whole network is compiled and not its blocks, batches at once."""
-
-FORMS: dict[str, Callable[[Tensor], bool]] = {
-    "as it is": dit_blocks.in_one_pass,
-    "norm": wanted,
-    "compiler's norm": lambda x: False,
-}
-"""Where a block of the DiT adds, norms and modulates in one pass: as it is (in use), in training as well, nowhere."""
-
-
-@contextmanager
-def taken(form: str) -> Iterator[None]:
-    before = dit_blocks.in_one_pass
-    dit_blocks.in_one_pass = FORMS[form]  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        dit_blocks.in_one_pass = before
+"""Whether the whole network is compiled and not its blocks; batches at once."""
 
 
 def compile_ends(model: DiT) -> None:
@@ -96,8 +73,8 @@ def train_variants(name: str, tiny: bool, device: torch.device) -> list[str]:
     task.model.zero_grad()
     table = []
     step: Callable[[], object] = lambda: None  # noqa: E731
-    for kind, ends in TRAINED[name]:
-        label = f"{name} {kind}{' ends compiled' if ends else ''}"
+    for ends in TRAINED[name]:
+        label = f"{name}{' ends compiled' if ends else ''}"
         begun = time.monotonic()
         try:
             torch._dynamo.reset()
@@ -107,12 +84,11 @@ def train_variants(name: str, tiny: bool, device: torch.device) -> list[str]:
             if ends:
                 compile_ends(task.model)
             compile_blocks(task.models)
-            with taken(kind):
-                loss, found = dit.gradients(task, batch, device)
-                error = measure.relative_error(found, precise)
-                del found
-                step = dit.stepper(task, repeat(batch), device)
-                timing = measure.timed(step, device, warmup=2, runs=6)
+            loss, found = dit.gradients(task, batch, device)
+            error = measure.relative_error(found, precise)
+            del found
+            step = dit.stepper(task, repeat(batch), device)
+            timing = measure.timed(step, device, warmup=2, runs=6)
             line = f"{label}: {told(timing)}, gradient {error:.2e}, loss {loss.item():.5f}"
         except Exception as e:
             line = f"{label}: failed, {type(e).__name__}: {str(e)[:200]}"
@@ -130,13 +106,12 @@ def use_variants(name: str, tiny: bool, device: torch.device) -> list[str]:
     else:
         shape, rows = (tokenizer.TINY, 4) if tiny else (tokenizer.LARGE, 128)
     work: Callable[[], Tensor]
-    for kind, other, times in USED[name]:
-        what = "whole compiled" if other else ""
-        label = f"{name} {kind} {what} batch {rows * times}"
+    for other, times in USED[name]:
+        label = f"{name}{' whole compiled' if other else ''} batch {rows * times}"
         begun = time.monotonic()
         try:
             torch._dynamo.reset()
-            with torch.inference_mode(), autocast(device), taken(kind):
+            with torch.inference_mode(), autocast(device):
                 if name == "sample":
                     given = dit.random_batch(options, rows * times, device)
                     model = dit.random_dit(options, device).eval().requires_grad_(False)
@@ -156,8 +131,8 @@ def use_variants(name: str, tiny: bool, device: torch.device) -> list[str]:
             line = f"{label}: failed, {type(e).__name__}: {str(e)[:200]}"
         table.append(f"{line} [{time.monotonic() - begun:.0f} s]")
         log.info("%s", table[-1])
-        if device.type == "cuda" and (kind, other, times) == USED[name][0]:
-            with torch.inference_mode(), autocast(device), taken(kind):
+        if device.type == "cuda" and (other, times) == USED[name][0]:
+            with torch.inference_mode(), autocast(device):
                 kernels(work)
     return table
 

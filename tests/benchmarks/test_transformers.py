@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,11 +10,22 @@ import pytest
 import torch
 
 from benchmarks import dit, sampling, tokenizer
+from benchmarks.kernels import SETTINGS
+from vtp.config import ROOT
 
 
 def test_a_step_costs_what_it_is_known_to_cost() -> None:
     """LightningDiT tells 118.7 multiply-adds for a forward pass of XL/1; a step is three times that, counted in both."""
     assert dit.operations(dit.XL, 1) == pytest.approx(3 * 2 * 118.6e9, rel=0.01)
+
+
+def test_kernels_are_timed_under_each_of_their_settings() -> None:
+    command = [sys.executable, "-m", "benchmarks.kernels", "--tiny", "gate_plus_backward", "added_norm"]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    told = [line.split()[0] for line in done.stderr.splitlines() if "GB/s" in line]
+    assert told == ["a"] + [name for name in ("gate_plus_backward", "added_norm") for _ in SETTINGS[name][1]]
 
 
 @pytest.mark.slow

@@ -116,3 +116,38 @@ def test_a_written_out_norm_is_the_norm(monkeypatch: pytest.MonkeyPatch) -> None
     plain = norm(x)
     monkeypatch.setattr("vtp.models.kernels.wanted", lambda x: True)
     torch.testing.assert_close(norm(x), plain)
+
+
+HOPPER = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from vtp.models import kernels_norm_triton as norms, kernels_triton as blocks
+
+KINDS = dict.fromkeys(("sin", "cos", "sums", "scales"), "*fp32") | {"eps": "fp32"}
+KINDS |= dict.fromkeys(("places", "rows", "tokens", "gate_step", "scale_step", "shift_step"), "i32")
+HEADS = {"H": 16, "D": 72, "BH": 16, "BD": 128, "INTERLEAVED": True, "VALUES": True}
+HEADS |= {"STEPS": blocks.TOKENS, "STAGES": blocks.STAGES}
+GATE = {"H": 3072, "BLOCK": blocks.COLUMNS, "STEPS": 64}
+NORM = {"D": 1152, "BD": 2048, "SHIFT": True, "STEPS": norms.TOKENS, "STAGES": norms.STAGES}
+BACK = NORM | {"STEPS": norms.TOKENS_BACK, "STAGES": norms.STAGES_BACK}
+CASES = [(blocks._turn, HEADS, 8), (blocks._turn_backward, HEADS, 8), (blocks._gate, GATE, 4), (blocks._gate_backward, GATE, 4),
+         (blocks._gate_plus, GATE, 4), (blocks._gate_plus_backward, GATE, 4), (norms._added_norm, NORM, norms.WARPS),
+         (norms._added_norm_backward, BACK, norms.WARPS_BACK)]
+found = {name for module in (blocks, norms) for name, value in vars(module).items() if hasattr(value, "arg_names")}
+assert found - {case[0].__name__ for case in CASES} == {"_load", "_sines", "_store", "_scale", "_copy", "_row"}, found
+for kernel, constants, warps in CASES:
+    names = kernel.arg_names
+    given = {(i,): constants[name] for i, name in enumerate(names) if name in constants}
+    signature = {name: "constexpr" if name in constants else KINDS.get(name, "*bf16") for name in names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=given)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    print(kernel.__name__, len(made.asm["cubin"]))
+"""
+
+
+def test_kernels_compile_for_a_gpu_that_is_not_here(tmp_path) -> None:
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", HOPPER], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 8

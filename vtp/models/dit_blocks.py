@@ -209,15 +209,10 @@ def added_norm(
     x: Tensor, gate: Tensor, added: Tensor, norm: nn.Module, scale: Tensor, shift: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The sum x + gate * added, of (B, N, D), (B, D), (B, N, D), and its modulated norm."""
-    if isinstance(norm, RMSNorm) and in_one_pass(x):
+    if isinstance(norm, RMSNorm) and kernels.wanted(x):
         return kernels_norm.added_norm(x, gate, added, norm.weight, scale, shift, EPS)
     x = torch.addcmul(x, gate[:, None], added)
     return x, modulate(norm(x), scale, shift)
-
-
-def in_one_pass(x: Tensor) -> bool:
-    """Whether `kernels_norm` does it: in use only. Its backward pass is not timed yet (`python -m benchmarks.variants W3-xl`)."""
-    return kernels.wanted(x) and not torch.is_grad_enabled()
 
 
 class Block(nn.Module):

@@ -10,34 +10,43 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TOKENS = 32
-"""Tokens of one program in the backward pass, whose gradients of scale, shift and gate it sums."""
+TOKENS, WARPS, STAGES = 8, 4, 2
+"""Of a forward pass: tokens of one program, its warps, and how many tokens are on their way to it at once."""
+TOKENS_BACK, WARPS_BACK, STAGES_BACK = 32, 8, 2
+"""Of a backward pass, whose programs sum the gradients of scale, shift and gate over their tokens."""
 
 
 @triton.jit
-def _row(pointer, channel, D: tl.constexpr):
-    return tl.load(pointer + channel, mask=channel < D, other=0.0).to(tl.float32)
+def _row(pointer, channel, inside):
+    return tl.load(pointer + channel, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _added_norm(
     x, gate, added, weight, scale, shift, total, out, scales, tokens, gate_step, scale_step, shift_step, eps,
-    D: tl.constexpr, BD: tl.constexpr, SHIFT: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, SHIFT: tl.constexpr, STEPS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    row, channel = tl.program_id(0).to(tl.int64), tl.arange(0, BD)
-    picture = row // tokens
+    picture, part, channel = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, BD)
+    known = channel < D
     kind = out.dtype.element_ty
-    sum_ = _row(x + row * D, channel, D) + _row(gate + picture * gate_step, channel, D) * _row(added + row * D, channel, D)
-    # What is normalised is what is handed on, rounded as it is stored.
-    sum_ = sum_.to(kind)
-    tl.store(total + row * D + channel, sum_, mask=channel < D)
-    sum_ = sum_.to(tl.float32)
-    factor = tl.rsqrt(tl.sum(sum_ * sum_) / D + eps)
-    tl.store(scales + row, factor)
-    y = sum_ * factor * _row(weight, channel, D) * (1 + _row(scale + picture * scale_step, channel, D))
+    open_ = _row(gate + picture * gate_step, channel, known)
+    slope = _row(weight, channel, known) * (1 + _row(scale + picture * scale_step, channel, known))
     if SHIFT:
-        y += _row(shift + picture * shift_step, channel, D)
-    tl.store(out + row * D + channel, y.to(kind), mask=channel < D)
+        offset = _row(shift + picture * shift_step, channel, known)
+    for step in tl.range(0, STEPS, num_stages=STAGES):
+        token = part * STEPS + step
+        row, inside = picture * tokens + token, known & (token < tokens)
+        sum_ = _row(x + row * D, channel, inside) + open_ * _row(added + row * D, channel, inside)
+        # What is normalised is what is handed on, rounded as it is stored.
+        sum_ = sum_.to(kind)
+        tl.store(total + row * D + channel, sum_, mask=inside)
+        sum_ = sum_.to(tl.float32)
+        factor = tl.rsqrt(tl.sum(sum_ * sum_) / D + eps)
+        tl.store(scales + row, factor, mask=token < tokens)
+        y = sum_ * factor * slope
+        if SHIFT:
+            y += offset
+        tl.store(out + row * D + channel, y.to(kind), mask=inside)
 
 
 def added_norm(
@@ -50,9 +59,9 @@ def added_norm(
     total, out = torch.empty_like(x), torch.empty_like(x)
     scales = torch.empty(batch, tokens, device=x.device, dtype=torch.float32)
     given = scale if shift is None else shift
-    _added_norm[(batch * tokens,)](
+    _added_norm[(batch, triton.cdiv(tokens, TOKENS))](
         x, gate, added, weight, scale, given, total, out, scales, tokens, gate.stride(0), scale.stride(0), given.stride(0),
-        eps, width, triton.next_power_of_2(width), shift is not None, num_warps=4,
+        eps, width, triton.next_power_of_2(width), shift is not None, TOKENS, STAGES, num_warps=WARPS,
     )  # fmt: skip
     return total, out, scales
 
@@ -60,31 +69,32 @@ def added_norm(
 @triton.jit
 def _added_norm_backward(
     d_total, d_out, total, scales, gate, added, weight, scale, dx, d_added, sums, tokens, gate_step, scale_step,
-    D: tl.constexpr, BD: tl.constexpr, STEPS: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, STEPS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     picture, part, channel = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, BD)
-    open_ = _row(gate + picture * gate_step, channel, D)
-    factor = _row(weight, channel, D) * (1 + _row(scale + picture * scale_step, channel, D))
+    known = channel < D
+    kind = dx.dtype.element_ty
+    open_ = _row(gate + picture * gate_step, channel, known)
+    slope = _row(weight, channel, known) * (1 + _row(scale + picture * scale_step, channel, known))
     of_shift, of_scale = tl.zeros((BD,), tl.float32), tl.zeros((BD,), tl.float32)
     of_gate = tl.zeros((BD,), tl.float32)
-    for step in range(STEPS):
+    for step in tl.range(0, STEPS, num_stages=STAGES):
         token = part * STEPS + step
-        if token < tokens:
-            row = picture * tokens + token
-            dy = _row(d_out + row * D, channel, D)
-            small = tl.load(scales + row)
-            normed = _row(total + row * D, channel, D) * small
-            u = dy * factor
-            found = small * (u - normed * (tl.sum(u * normed) / D)) + _row(d_total + row * D, channel, D)
-            tl.store(dx + row * D + channel, found.to(dx.dtype.element_ty), mask=channel < D)
-            tl.store(d_added + row * D + channel, (found * open_).to(dx.dtype.element_ty), mask=channel < D)
-            of_shift += dy
-            of_scale += dy * normed
-            of_gate += found * _row(added + row * D, channel, D)
+        row, inside = picture * tokens + token, known & (token < tokens)
+        dy = _row(d_out + row * D, channel, inside)
+        small = tl.load(scales + row, mask=token < tokens, other=0.0)
+        normed = _row(total + row * D, channel, inside) * small
+        u = dy * slope
+        found = small * (u - normed * (tl.sum(u * normed) / D)) + _row(d_total + row * D, channel, inside)
+        tl.store(dx + row * D + channel, found.to(kind), mask=inside)
+        tl.store(d_added + row * D + channel, (found * open_).to(kind), mask=inside)
+        of_shift += dy
+        of_scale += dy * normed
+        of_gate += found * _row(added + row * D, channel, inside)
     here = sums + (picture * tl.num_programs(1) + part) * (3 * D) + channel
-    tl.store(here, of_shift, mask=channel < D)
-    tl.store(here + D, of_scale, mask=channel < D)
-    tl.store(here + 2 * D, of_gate, mask=channel < D)
+    tl.store(here, of_shift, mask=known)
+    tl.store(here + D, of_scale, mask=known)
+    tl.store(here + 2 * D, of_gate, mask=known)
 
 
 def added_norm_backward(
@@ -94,10 +104,10 @@ def added_norm_backward(
     batch, tokens, width = total.shape
     d_total, d_out, added = d_total.contiguous(), d_out.contiguous(), added.contiguous()
     dx, d_added = torch.empty_like(total), torch.empty_like(total)
-    parts = triton.cdiv(tokens, TOKENS)
+    parts = triton.cdiv(tokens, TOKENS_BACK)
     sums = torch.empty(batch, parts, 3, width, device=total.device, dtype=torch.float32)
     _added_norm_backward[(batch, parts)](
         d_total, d_out, total, scales, gate, added, weight, scale, dx, d_added, sums, tokens, gate.stride(0), scale.stride(0),
-        width, triton.next_power_of_2(width), TOKENS, num_warps=8,
+        width, triton.next_power_of_2(width), TOKENS_BACK, STAGES_BACK, num_warps=WARPS_BACK,
     )  # fmt: skip
     return dx, d_added, sums.sum(1)

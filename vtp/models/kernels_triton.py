@@ -11,24 +11,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TOKENS = 16
-"""Tokens of one program in the backward pass, whose gradients of the norm weights it sums."""
+TOKENS, STAGES = 16, 2
+"""Tokens of one program in the backward pass, whose gradients of the norm weights it sums; how many are on their way at once."""
 COLUMNS = 1024
 PROGRAMS = 1024
 """About as many programs as fill a GPU: the fewer, the less is written to be summed once more."""
 
 
 @triton.jit
-def _load(pointer, step, H: tl.constexpr, D: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """Both halves in float32 of a tile whose heads are `step` apart; a table of one row has H = 1."""
+def _load(pointer, step, heads, D: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """Both halves in float32 of a tile of so many heads, `step` apart; a table of one row is one head."""
     head = tl.arange(0, BH)[:, None]
     if INTERLEAVED:
         channel = tl.arange(0, BD)[None, :]
-        tile = tl.load(pointer + head * step + channel, mask=(head < H) & (channel < D), other=0.0).to(tl.float32)
+        tile = tl.load(pointer + head * step + channel, mask=(head < heads) & (channel < D), other=0.0).to(tl.float32)
         first, second = tl.split(tl.reshape(tile, (BH, BD // 2, 2)))
     else:
         channel = tl.arange(0, BD // 2)[None, :]
-        inside = (head < H) & (channel < D // 2)
+        inside = (head < heads) & (channel < D // 2)
         first = tl.load(pointer + head * step + channel, mask=inside, other=0.0).to(tl.float32)
         second = tl.load(pointer + head * step + D // 2 + channel, mask=inside, other=0.0).to(tl.float32)
     return first, second
@@ -45,7 +45,7 @@ def _sines(pointer, D: tl.constexpr, BD: tl.constexpr, INTERLEAVED: tl.constexpr
 
 @triton.jit
 def _store(
-    pointer, first, second, H: tl.constexpr, D: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr, INTERLEAVED: tl.constexpr
+    pointer, first, second, heads, D: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr, INTERLEAVED: tl.constexpr
 ):  # fmt: skip
     """The inverse of `_load`, heads D apart."""
     head = tl.arange(0, BH)[:, None]
@@ -53,10 +53,10 @@ def _store(
     if INTERLEAVED:
         channel = tl.arange(0, BD)[None, :]
         tile = tl.reshape(tl.join(first.to(kind), second.to(kind)), (BH, BD))
-        tl.store(pointer + head * D + channel, tile, mask=(head < H) & (channel < D))
+        tl.store(pointer + head * D + channel, tile, mask=(head < heads) & (channel < D))
     else:
         channel = tl.arange(0, BD // 2)[None, :]
-        inside = (head < H) & (channel < D // 2)
+        inside = (head < heads) & (channel < D // 2)
         tl.store(pointer + head * D + channel, first.to(kind), mask=inside)
         tl.store(pointer + head * D + D // 2 + channel, second.to(kind), mask=inside)
 
@@ -68,9 +68,9 @@ def _scale(a, b, eps, D: tl.constexpr):
 
 
 @triton.jit
-def _copy(source, out, H: tl.constexpr, D: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr):
+def _copy(source, out, heads, D: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr):
     head, channel = tl.arange(0, BH)[:, None], tl.arange(0, BD)[None, :]
-    inside = (head < H) & (channel < D)
+    inside = (head < heads) & (channel < D)
     tl.store(out + head * D + channel, tl.load(source + head * D + channel, mask=inside), mask=inside)
 
 
@@ -102,7 +102,7 @@ def _blocks(heads: int, width: int) -> tuple[int, int]:
     return triton.next_power_of_2(heads), triton.next_power_of_2(width)
 
 
-def _warps(heads: int, width: int) -> int:
+def warps(heads: int, width: int) -> int:
     """So many that a thread holds the eight neighbours that one access moves: fewer, and tiles are shuffled between threads."""
     bh, bd = _blocks(heads, width)
     return max(1, min(16, bh * bd // 256))
@@ -118,7 +118,7 @@ def turn(
     out = [qkv.new_empty(batch, tokens, heads, width) for _ in range(3 if values else 2)]
     _turn[(batch * tokens,)](
         qkv, q_weight, k_weight, sin.contiguous(), cos.contiguous(), out[0], out[1], out[-1], tokens, eps,
-        heads, width, *_blocks(heads, width), interleaved, values, num_warps=_warps(heads, width),
+        heads, width, *_blocks(heads, width), interleaved, values, num_warps=warps(heads, width),
     )  # fmt: skip
     return out
 
@@ -126,7 +126,8 @@ def turn(
 @triton.jit
 def _turn_backward(
     dq, dk, dv, qkv, q_weight, k_weight, sin, cos, dqkv, sums, rows, places, eps,
-    H: tl.constexpr, D: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr, INTERLEAVED: tl.constexpr, STEPS: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr, INTERLEAVED: tl.constexpr,
+    STEPS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Part 0, queries, also hands the gradient of the values on; part 1, keys."""
     program, part = tl.program_id(0), tl.program_id(1)
@@ -137,26 +138,26 @@ def _turn_backward(
     wa, wb = _load(weight, 0, 1, D, 1, BD, INTERLEAVED)
     # Summed over heads only at the end: a sum across threads costs more than all the rest of a step.
     sum_a, sum_b = tl.zeros((BH, BD // 2), tl.float32), tl.zeros((BH, BD // 2), tl.float32)
-    for step in range(STEPS):
+    for step in tl.range(0, STEPS, num_stages=STAGES):
         token = program * STEPS + step
-        if token < rows:
-            place, wide = token % places, token.to(tl.int64) * (H * D)
-            a, b = _load(qkv + 3 * wide + part * H * D, D, H, D, BH, BD, INTERLEAVED)
-            ga, gb = _load(grad + wide, D, H, D, BH, BD, INTERLEAVED)
-            ca, cb = _load(cos + place * D, 0, 1, D, 1, BD, INTERLEAVED)
-            sa, sb = _sines(sin + place * D, D, BD, INTERLEAVED)
-            scale = _scale(a, b, eps, D)
-            a, b = a * scale, b * scale
-            # The rotation transposed.
-            ua, ub = ga * ca + gb * sb, gb * cb + ga * sa
-            ta, tb = ua * wa, ub * wb
-            shared = (tl.sum(ta * a, 1) + tl.sum(tb * b, 1))[:, None] / D
-            sum_a += ua * a
-            sum_b += ub * b
-            out = dqkv + 3 * wide
-            _store(out + part * H * D, scale * (ta - a * shared), scale * (tb - b * shared), H, D, BH, BD, INTERLEAVED)
-            if part == 0:
-                _copy(dv + wide, out + 2 * H * D, H, D, BH, BD)
+        heads = tl.where(token < rows, H, 0)  # of tokens past the end none, so that loads need no branch and can run ahead
+        place, wide = token % places, token.to(tl.int64) * (H * D)
+        a, b = _load(qkv + 3 * wide + part * H * D, D, heads, D, BH, BD, INTERLEAVED)
+        ga, gb = _load(grad + wide, D, heads, D, BH, BD, INTERLEAVED)
+        ca, cb = _load(cos + place * D, 0, 1, D, 1, BD, INTERLEAVED)
+        sa, sb = _sines(sin + place * D, D, BD, INTERLEAVED)
+        scale = _scale(a, b, eps, D)
+        a, b = a * scale, b * scale
+        # The rotation transposed.
+        ua, ub = ga * ca + gb * sb, gb * cb + ga * sa
+        ta, tb = ua * wa, ub * wb
+        shared = (tl.sum(ta * a, 1) + tl.sum(tb * b, 1))[:, None] / D
+        sum_a += ua * a
+        sum_b += ub * b
+        out = dqkv + 3 * wide
+        _store(out + part * H * D, scale * (ta - a * shared), scale * (tb - b * shared), heads, D, BH, BD, INTERLEAVED)
+        if part == 0:
+            _copy(dv + wide, out + 2 * H * D, heads, D, BH, BD)
     half = tl.arange(0, BD // 2)
     # Sums are kept in halves, whatever the order of the channels.
     here = sums + program * (2 * D) + part * D + half
@@ -183,7 +184,7 @@ def turn_backward(
     sums = torch.empty(programs, 2, 2, width // 2, device=qkv.device, dtype=torch.float32)
     _turn_backward[(programs, 2)](
         dq.contiguous(), dk.contiguous(), dv, qkv, q_weight, k_weight, sin, cos, dqkv, sums, rows, tokens, eps,
-        heads, width, *_blocks(heads, width), interleaved, TOKENS, num_warps=_warps(heads, width),
+        heads, width, *_blocks(heads, width), interleaved, TOKENS, STAGES, num_warps=warps(heads, width),
     )  # fmt: skip
     halves = sums.sum(0)
     return dqkv, (halves.transpose(1, 2) if interleaved else halves).flatten(1)
