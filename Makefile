@@ -21,12 +21,15 @@ demo: install
 	@start=$$(date +%s); $(BIN)/dvc repro && echo "the pipeline took $$(( $$(date +%s) - start )) s"
 	@$(BIN)/python -m vtp results
 
-# Two processes of one thread each: with two each they would wait for one another.
-test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+# Two processes of one thread each, and so are all that they start: with two each they would wait for one another.
+test test-slow: export OMP_NUM_THREADS := 1
 
+test: install
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+# A file's tests share a clone, so they stay together, in the order that tests/conftest.py gives them.
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 lint: install
 	$(BIN)/ruff check .

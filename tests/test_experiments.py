@@ -160,8 +160,9 @@ def test_a_queued_variant_runs_the_code_it_was_queued_with(project):
 
 def test_a_launcher_starts_many_processes_and_dvc_sees_no_difference(project):
     change(project, *TINY, "pretrain.steps=2")
-    said = sh(project, "dvc", "repro", VTP_LAUNCH="torchrun --nproc-per-node 2 -m")
-    assert "launching torchrun --nproc-per-node 2 -m stages.pretrain" in said
+    launcher = "torchrun --standalone --nproc-per-node 2 -m"  # on a port of its own
+    said = sh(project, "dvc", "repro", VTP_LAUNCH=launcher)
+    assert f"launching {launcher} stages.pretrain" in said
     machines = [json.loads(path.read_text()) for path in (project / "runs" / "pretrain").glob("*/machine.json")]
     assert sorted(machine["ranks"] for machine in machines)[-1] == 2
     assert not list((project / "runs").glob("*/*/lock"))
@@ -174,13 +175,13 @@ def test_a_run_in_a_copy_tracks_into_the_main_checkout(project):
     database = project / "mlflow.db"
     start = time.monotonic()
     while not (database.exists() and _stage_runs(database)):
-        assert time.monotonic() - start < 60
+        assert time.monotonic() - start < 120
         time.sleep(0.5)
     copies = project / ".dvc" / "tmp" / "exps"
     assert not list(copies.glob("**/mlflow.db"))
     assert not list((copies / "standalone").glob("tmp*"))
     while not list((project / "mlartifacts").rglob("*.png")):
-        assert time.monotonic() - start < 60
+        assert time.monotonic() - start < 120
         time.sleep(0.5)
 
 

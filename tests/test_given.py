@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.clones import TINY, change, clone, sh
+from tests.clones import TINY, change, sh
 
 pytestmark = pytest.mark.slow
 
@@ -29,8 +29,9 @@ def official(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Path:
-    return clone(tmp_path_factory.mktemp("clone") / "project")
+def project(finished_copy) -> Path:
+    """A finished clone: what no tokenizer changes is there."""
+    return finished_copy()
 
 
 def test_a_given_tokenizer_ends_in_samples_and_a_report(project, official):

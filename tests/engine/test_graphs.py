@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
 from tests.tasks.conftest import batch_of, build
+from vtp import compiling
 from vtp.compiling import compiled, written
 from vtp.engine.checkpoint import State
 from vtp.engine.loop import stepper
@@ -37,11 +40,20 @@ def graphs_of(depth: int) -> list[int]:
     return [after - before for before, after in itertools.pairwise(counts)]
 
 
-@pytest.mark.slow
-def test_depth_costs_no_graphs_and_later_steps_and_pictures_none(monkeypatch):
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Graphs are traced and run as they are, which is quicker than compiling them; nothing of it is left for other tests."""
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda *args, **how: real(*args, **how | {"backend": "eager"}))
+    # Marked functions are kept once compiled: these are for here, and those of tests before are not met.
+    monkeypatch.setattr(compiling, "_fused", functools.cache(compiling._fused.__wrapped__))
     torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+def test_depth_costs_no_graphs_and_later_steps_and_pictures_none(traced):
     shallow = graphs_of(2)
     torch._dynamo.reset()
     assert graphs_of(4) == shallow

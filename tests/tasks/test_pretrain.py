@@ -37,12 +37,12 @@ def step(task, draws: Draws | None = None) -> tuple[dict[str, Tensor], dict[str,
 
 
 def same(first, second, tolerance: float) -> None:
+    """Equal up to a part of each tensor's largest number: rounding goes by the terms of a sum, not by what they leave of it."""
     for ours, theirs in zip(first, second, strict=True):
         assert ours.keys() == theirs.keys()
         for name in ours:
-            torch.testing.assert_close(
-                ours[name], theirs[name], atol=tolerance, rtol=tolerance, msg=lambda t, n=name: f"{n}: {t}"
-            )
+            least = tolerance * float(theirs[name].abs().max())
+            torch.testing.assert_close(ours[name], theirs[name], atol=least, rtol=0, msg=lambda t, n=name: f"{n}: {t}")
 
 
 @pytest.mark.parametrize("share", ["true", "false"])
@@ -144,9 +144,10 @@ def test_a_piece_without_a_picture_to_reconstruct_is_named():
 
 @pytest.mark.slow
 def test_compiled_is_as_written():
+    """Both are off by 1e-5 of float64's gradients, by rounding, and by 3e-6 of each other."""
     plain, fast = build("pretrain"), build("pretrain")
     expected = step(plain)
     compile_blocks(fast.models)
     with compiled(True):
         found = step(fast)
-    same(found, expected, 2e-4)
+    same(found, expected, 2e-5)
