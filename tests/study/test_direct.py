@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -11,39 +10,40 @@ import yaml
 
 from tests.study.test_plan import planned
 from vtp.config import ROOT
-from vtp.study import direct
+from vtp.study import direct, shelf
 from vtp.study.direct import Workshop
 from vtp.study.process import Failure, Stopped
 
 STAGE = """
-import json, sys, pathlib, yaml
+import json, sys, pathlib, yaml, zlib
 params = yaml.safe_load(pathlib.Path("params.yaml").read_text())
 {body}
 out = pathlib.Path("data/{name}")
 out.mkdir(parents=True)
-(out / "manifest.json").write_text(json.dumps(params["{section}"]))
+inputs = [json.loads(pathlib.Path("data", need, "manifest.json").read_text()) for need in {needs}]
+made = json.dumps(params["{section}"] | {{"inputs": inputs}})
+(out / "manifest.json").write_text(made)
 pathlib.Path("reports").mkdir(exist_ok=True)
-pathlib.Path("reports/{name}.json").write_text(json.dumps({{"{name}_steps": params["{section}"]["steps"]}}))
+numbers = {{"{name}_steps": params["{section}"]["steps"], "rfd": float(zlib.crc32(made.encode()))}}
+pathlib.Path("reports/{name}.json").write_text(json.dumps(numbers))
 with open("{ran}", "a") as file:
     file.write("{name} ")
 """
 
 
-@pytest.fixture
-def shop(tmp_path, monkeypatch) -> Workshop:
-    """A checkout with the stages `last`, which needs `first`, and `report`."""
-    checkout, ran = tmp_path / "checkout", tmp_path / "ran"
-    stages = {}
-    for name, section, deps in (("last", "dit", ["data/first"]), ("first", "pretrain", []), ("report", "dit", ["data/last"])):
+def lay(folder: Path, graph: dict[str, tuple[str, list[str]]]) -> Path:
+    """A checkout with a stage for each name: the section of its parameters, and the stages it needs. `<name>.body` runs in it."""
+    checkout, stages = folder / "checkout", {}
+    for name, (section, needs) in graph.items():
+        body = folder / f"{name}.body"
+        body.write_text("")
         script = checkout / "stages" / f"{name}.py"
         script.parent.mkdir(parents=True, exist_ok=True)
-        body = "" if name == "report" else (tmp_path / f"{name}.body").as_posix()
-        body = f"exec(pathlib.Path({body!r}).read_text())" if body else ""
-        script.write_text(textwrap.dedent(STAGE).format(name=name, section=section, body=body, ran=ran))
-        (tmp_path / f"{name}.body").write_text("")
+        reads = f"exec(pathlib.Path({body.as_posix()!r}).read_text())"
+        script.write_text(STAGE.format(name=name, section=section, needs=needs, body=reads, ran=folder / "ran"))
         stages[name] = {
             "cmd": f"python -m stages.{name}",
-            "deps": [f"stages/{name}.py", *deps],
+            "deps": [f"stages/{name}.py", *(f"data/{other}" for other in needs)],
             "params": [section],
             "outs": [f"data/{name}"],
             "metrics": [f"reports/{name}.json"],
@@ -51,10 +51,17 @@ def shop(tmp_path, monkeypatch) -> Workshop:
     (checkout / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
     (checkout / "vtp").mkdir()
     (checkout / "data" / "inputs").mkdir(parents=True)
+    (folder / "ran").write_text("")
+    return checkout
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch) -> Workshop:
+    """A checkout with the stages `last`, which needs `first`, and `report`."""
+    checkout = lay(tmp_path, {"last": ("dit", ["first"]), "first": ("pretrain", []), "report": ("dit", ["last"])})
     monkeypatch.setattr(direct, "ROOT", checkout)
     made = Workshop(checkout, planned(tmp_path))
     made.open()
-    ran.write_text("")
     return made
 
 
@@ -108,7 +115,7 @@ def test_divergence_and_a_stop_are_told_by_the_exit_status(shop, tmp_path, statu
 def test_variants_do_not_stop_at_each_others_unfinished_work(shop, tmp_path):
     cell = planned(tmp_path).cells[0]
     shop.run(cell)
-    how = yaml.safe_load((shop.copy / "params.yaml").read_text())["run"]
+    how = yaml.safe_load((shop.benches[0].copy / "params.yaml").read_text())["run"]
     assert how["alongside"] is True
     assert how["name"] == "small-ae_10"
 
@@ -145,17 +152,17 @@ def test_a_teacher_is_trained_first_and_once_and_its_folder_is_pinned(shop, tmp_
     taught.open()
     for cell in study.cells:
         taught.run(cell)
-        params = yaml.safe_load((taught.copy / "params.yaml").read_text())["pretrain"]
+        params = yaml.safe_load((taught.benches[0].copy / "params.yaml").read_text())["pretrain"]
         folder = params["align"]["teacher"] or params["init_from"]
         assert folder.endswith("/data/pretrain")
-        pinned = json.loads((taught.copy / "data" / "inputs" / "tokenizer.json").read_text())
+        pinned = json.loads((taught.benches[0].copy / "data" / "inputs" / "tokenizer.json").read_text())
         assert pinned["path"] == folder
     assert ran(tmp_path) == "prepare pretrain pretrain pretrain"
 
 
 def test_of_bulky_outs_only_the_newest_are_kept(shop, tmp_path, monkeypatch):
-    monkeypatch.setattr(direct, "BULKY", ("last",))
+    monkeypatch.setattr(shelf, "BULKY", ("last",))
     cells = planned(tmp_path).cells
     for cell in cells[:2]:
         shop.run(cell)
-    assert [len(list((shop.shelf / name).iterdir())) for name in ("first", "last")] == [2, 1]
+    assert [len(list((shop.shelf.folder / name).iterdir())) for name in ("first", "last")] == [2, 1]

@@ -18,7 +18,7 @@ from vtp.lock import Held, Lock
 from vtp.reporting.pictures import save_png
 from vtp.study import work
 from vtp.study.plan import Cell
-from vtp.study.process import Failure, Outcome, Stopped, supervise
+from vtp.study.process import Failure, Outcome, Programs, Stopped
 from vtp.study.records import Records
 from vtp.typed import ConfigError
 
@@ -29,10 +29,13 @@ class Stub:
     def __init__(self, folder, ends: dict[str, Exception] | None = None) -> None:
         self.folder, self.ends = folder, ends or {}
         self.ran: list[str] = []
-        self.opened = 0
+        self.opened = self.stopped = 0
 
     def open(self) -> None:
         self.opened += 1
+
+    def stop(self) -> None:
+        self.stopped += 1
 
     def run(self, cell: Cell) -> Outcome:
         self.ran.append(cell.name)
@@ -141,9 +144,9 @@ def test_the_state_in_words(go, tmp_path):
 
 
 def test_a_program_is_watched_and_its_last_words_are_kept(tmp_path):
-    command = [sys.executable, "-c", "import sys; print('first'); print('last'); sys.exit(65)"]
-    assert supervise(command, tmp_path, tmp_path / "log", "a cell") == (65, "last")
-    assert supervise([*command[:2], "pass"], tmp_path, tmp_path / "log", "another") == (0, "")
+    programs, command = Programs(), [sys.executable, "-c", "import sys; print('first'); print('last'); sys.exit(65)"]
+    assert programs.run(command, tmp_path, tmp_path / "log", "a cell") == (65, "last")
+    assert programs.run([*command[:2], "pass"], tmp_path, tmp_path / "log", "another") == (0, "")
     assert "== a cell\nfirst\nlast\n\n== another" in (tmp_path / "log").read_text()
 
 
@@ -153,11 +156,22 @@ def test_a_signal_reaches_the_program_and_waits_for_it_to_save(tmp_path):
         "def save(*_): pathlib.Path('saved').write_text(''); sys.exit(75)\n"
         "signal.signal(signal.SIGTERM, save); pathlib.Path('ready').write_text(''); time.sleep(60)"
     )
-    parent = (
-        "import sys, pathlib; from vtp import stopping; from vtp.study.process import supervise\n"
-        "stopping.leave_at_once()\n"
-        f"supervise([sys.executable, '-c', {child!r}], pathlib.Path('.'), pathlib.Path('log'), 'cell')"
-    )
+    parent = f"""
+import pathlib, sys
+from tests.study.test_plan import planned
+from vtp import stopping
+from vtp.lock import Lock
+from vtp.study import work
+from vtp.study.process import Programs
+from vtp.study.records import Records
+
+class Child(Programs):
+    def open(self): pass
+    def run(self, cell): super().run([sys.executable, "-c", {child!r}], pathlib.Path("."), pathlib.Path("log"), cell.name)
+
+stopping.leave_at_once()
+work.run(planned(pathlib.Path(".")), Records(pathlib.Path("records")), Child(), Lock(pathlib.Path("lock")), retry=False)
+"""
     environment = os.environ | {"PYTHONPATH": os.getcwd()}
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=tmp_path, env=environment)
     start = time.monotonic()
@@ -167,3 +181,4 @@ def test_a_signal_reaches_the_program_and_waits_for_it_to_save(tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 75
     assert (tmp_path / "saved").exists()
+    assert not (tmp_path / "records").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from vtp.config import ROOT
+from vtp.config import ROOT, ConfigError
 
 
 @click.group()
@@ -31,10 +31,20 @@ FOUND = click.option(
 @PLAN
 @VALUES
 @FOUND
-@click.option("--direct", is_flag=True, help="Run stages one after another without DVC.")
+@click.option("--direct", is_flag=True, help="Run stages without DVC.")
+@click.option(
+    "--at-once",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="With --direct: N cells at the same time, on the GPUs of this machine in turn; stages they share run once.",
+)
 @click.option("--retry", is_flag=True, help="Also run again what diverged.")
 @click.option("--only", multiple=True, metavar="OBJECTIVE", help="Only the cells of this objective; may be repeated.")
-def study_run(file: Path, overrides: tuple[str, ...], records: Path, direct: bool, retry: bool, only: tuple[str, ...]) -> None:
+def study_run(
+    file: Path, overrides: tuple[str, ...], records: Path, direct: bool, at_once: int, retry: bool, only: tuple[str, ...]
+) -> None:
     """Run the cells of the study FILE that have no record yet; overrides (key=value) hold for all of them."""
     from vtp import stopping
     from vtp.lock import Lock
@@ -46,11 +56,16 @@ def study_run(file: Path, overrides: tuple[str, ...], records: Path, direct: boo
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     stopping.leave_at_once()
+    if at_once > 1 and not direct:
+        raise ConfigError(
+            f"--at-once={at_once} needs --direct. Of DVC's experiments several run at once from its queue: "
+            f"`dvc exp run --queue`, then `dvc queue start --jobs {at_once}`."
+        )
     found = plan.read(file, overrides, only)
-    main = main_checkout()
-    runner: process.Runner = Workshop(main, found) if direct else Experiments(main, found)
+    main, kept = main_checkout(), Records(records / found.name)
+    runner: process.Runner = Workshop(main, found, at_once) if direct else Experiments(main, found)
     try:
-        work.run(found, Records(records / found.name), runner, Lock(main / "runs" / "studies" / "lock"), retry=retry)
+        work.run(found, kept, runner, Lock(main / "runs" / "studies" / "lock"), retry=retry, at_once=at_once)
     except process.Stopped:
         raise stopping.Stopped from None
 

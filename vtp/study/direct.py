@@ -1,8 +1,8 @@
-"""Running the stages of a variant one after another without DVC, as on a borrowed GPU machine.
+"""Running the stages of variants without DVC, as on a borrowed GPU machine.
 
 Stages run in a copy of the code below `runs/copies/`, so that neither the checkout's outs nor its params.yaml are touched. What a
 stage made is kept in `runs/studies/stages/<stage>/<fingerprint>/` and linked into the copy for every variant that shares it; the
-fingerprint is the one its checkpoints lie under: code, parameters and inputs.
+fingerprint is the one its checkpoints lie under: code, parameters and inputs. Variants at work at the same time have a copy each.
 """
 
 from __future__ import annotations
@@ -10,43 +10,101 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import yaml
 
 from vtp import artifacts
-from vtp.artifacts import folder_aside, load_json, remove
-from vtp.config import ROOT, parse
+from vtp.artifacts import load_json, remove
+from vtp.config import ROOT, ConfigError, parse
 from vtp.provenance import Stage, fingerprint, ingredients
 from vtp.stopping import DIVERGED, EXIT_STATUS
 from vtp.study.plan import TEACHER, Cell, Study
-from vtp.study.process import Failure, Outcome, Stopped, supervise
+from vtp.study.process import Failure, Outcome, Programs, Stopped
+from vtp.study.shares import shares
+from vtp.study.shelf import Shelf
 
 log = logging.getLogger(__name__)
 
 REPORT = "report"
 """The stage that shows one variant; a study shows all of them itself."""
 
-BULKY = ("extract_latents", "sample")
-"""Stages whose outs are large and quickly made again: only the newest are kept."""
-
 
 class Workshop:
-    """The copy of the code in which a study's stages run, and the shelf on which their outs are kept."""
+    """As many benches as variants are at work at the same time, and the shelf that they share."""
 
-    def __init__(self, main: Path, study: Study) -> None:
-        self.study, self.teacher = study.name, study.teacher
-        self.copy = main / "runs" / "copies" / study.name
-        self.shelf = main / "runs" / "studies" / "stages"
-        self.log = main / "runs" / "studies" / f"{study.name}.log"
+    def __init__(self, main: Path, study: Study, at_once: int = 1) -> None:
+        self.main, self.study, self.at_once = main, study, at_once
+        self.shelf = Shelf(main / "runs" / "studies" / "stages")
+        self.programs = Programs()
+        self.benches: list[Bench] = []
+        self._free: SimpleQueue[Bench] = SimpleQueue()
 
     def open(self) -> None:
-        """Copy the code as it is now; outs of earlier code stay on the shelf under other fingerprints."""
+        """Copy the code as it is now, for each bench; outs of earlier code stay on the shelf under other fingerprints.
+
+        Raises:
+            ConfigError: a launcher is to spread each stage over the GPUs that are dealt to several variants.
+        """
+        if self.at_once > 1 and os.environ.get("VTP_LAUNCH"):
+            raise ConfigError(
+                "VTP_LAUNCH spreads each stage over all GPUs, --at-once gives each cell one of them; drop one of the two."
+            )
+        name = self.study.name
+        self.benches = [
+            Bench(name if self.at_once == 1 else f"{name}-{number}", self, environment)
+            for number, environment in enumerate(shares(self.at_once), 1)
+        ]
+        self._free = SimpleQueue()
+        for bench in self.benches:
+            bench.open()
+            self._free.put(bench)
+
+    def run(self, cell: Cell) -> Outcome:
+        """Every stage of a variant but its report, on the next bench that is free.
+
+        A stage that another bench is at is waited for, unless there is something else to do for this variant. If it fails there,
+        it is tried again here: it may have been a matter of memory.
+        """
+        bench = self._free.get()
+        try:
+            return bench.run(cell)
+        finally:
+            self.shelf.let_go(bench.name)
+            self._free.put(bench)
+
+    def stop(self) -> None:
+        self.programs.stop()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A copy of the code in which the stages of one variant at a time run, with a log of its own.
+
+    Attributes:
+        name: of the copy and of the log.
+        environment: variables for its stages: its share of the machine.
+    """
+
+    name: str
+    shop: Workshop
+    environment: Mapping[str, str]
+
+    @property
+    def copy(self) -> Path:
+        """Where the code is, and where stages look for their inputs."""
+        return self.shop.main / "runs" / "copies" / self.name
+
+    def open(self) -> None:
+        """Copy the code."""
         for name in ("vtp", "stages", "data", "reports"):
             shutil.rmtree(self.copy / name, ignore_errors=True)
         for name in ("vtp", "stages"):
@@ -62,73 +120,100 @@ class Workshop:
             Stopped: the running stage was asked to stop.
         """
         cell = self._taught(cell)
-        self._write(cell)
+        self._begin(cell)
+        stages = order(self.copy)
+        waiting, kept = list(stages), dict[str, Path]()
+        while waiting:
+            stage, place = self._stage(waiting, cell)
+            waiting.remove(stage)
+            kept[stage] = place
         numbers: dict[str, Any] = {}
-        outs: dict[str, Path] = {}
-        for stage in order(self.copy):
-            kept = self._stage(stage, cell)
-            outs[stage] = kept / "data" / stage
-            for file in sorted((kept / "reports").glob("*.json")):
+        for stage in stages:
+            for file in sorted((kept[stage] / "reports").glob("*.json")):
                 numbers |= load_json(file)
-        return Outcome(numbers, outs)
+        return Outcome(numbers, {stage: kept[stage] / "data" / stage for stage in stages})
 
-    def _stage(self, name: str, cell: Cell) -> Path:
-        """One stage, from the shelf or run now: where its outs are kept."""
-        stage = Stage.read(name, parse(cell.tree), self.copy)
-        key = fingerprint(ingredients(stage, parse(cell.tree), self.copy))
-        made = _made(self.copy, name)
-        for path in made:
-            remove(self.copy / path)
-        kept, start = self.shelf / name / key, time.monotonic()
-        if not kept.is_dir():
+    def _stage(self, waiting: Sequence[str], cell: Cell) -> tuple[str, Path]:
+        """One of these stages, from the shelf or run now: its name, and where its outs are kept.
+
+        It is the first that has its inputs and that no other bench is at; without one, the very first, which has its inputs.
+        """
+        shelf = self.shop.shelf
+        for name in waiting:
+            inputs = Stage.read(name, parse(cell.tree), self.copy).inputs
+            if not all((self.copy / path).exists() for path in inputs):
+                continue
+            place = self._place(name, cell)
+            if shelf.take(place, self.name, wait=False):
+                break
+        else:
+            name, place = waiting[0], self._place(waiting[0], cell)
+            log.info("%s: waiting for %s, which another cell shares", cell.name, name)
+            shelf.take(place, self.name, wait=True)
+        try:
+            self._make(name, place, cell)
+        finally:
+            shelf.give(place)
+        return name, place
+
+    def _place(self, name: str, cell: Cell) -> Path:
+        """Where the outs of a stage belong; its inputs are there."""
+        params = parse(cell.tree)
+        return self.shop.shelf.place(name, fingerprint(ingredients(Stage.read(name, params, self.copy), params, self.copy)))
+
+    def _make(self, name: str, place: Path, cell: Cell) -> None:
+        """Run a stage whose outs are not in their place yet, and link them into the copy."""
+        outs, start = _made(self.copy, name), time.monotonic()
+        if not place.is_dir():
             log.info("%s: %s ...", cell.name, name)
             self._execute(name, cell)
-            self._keep(name, kept, made)
+            self.shop.shelf.put(place, self.copy, outs)
+            # Its own checkpoints are no longer needed; those it shares stay.
+            shutil.rmtree(self.shop.main / "runs" / name / place.name / "checkpoints", ignore_errors=True)
             log.info("%s: %s took %.0f s", cell.name, name, time.monotonic() - start)
-        for path in made:
+        for path in outs:
             (self.copy / path).parent.mkdir(parents=True, exist_ok=True)
-            (self.copy / path).symlink_to(kept / path)
-        return kept
+            (self.copy / path).symlink_to(place / path)
 
     def _taught(self, cell: Cell) -> Cell:
         """The cell with the folder of the study's teacher in its parameters, where it needs one; the teacher is trained now."""
-        if self.teacher is None or TEACHER not in _values(cell.tree["pretrain"]):
+        teacher = self.shop.study.teacher
+        if teacher is None or not cell.taught:
             return cell
-        self._write(self.teacher)
-        folder = [self._stage(stage, self.teacher) for stage in ("prepare", "pretrain")][-1] / "data" / "pretrain"
-        tree = json.loads(json.dumps(cell.tree).replace(json.dumps(TEACHER), json.dumps(str(folder))))
+        self._begin(teacher)
+        _, place = [self._stage([stage], teacher) for stage in ("prepare", "pretrain")][-1]
+        tree = json.loads(json.dumps(cell.tree).replace(json.dumps(TEACHER), json.dumps(str(place / "data" / "pretrain"))))
         return dataclasses.replace(cell, tree=tree)
 
-    def _write(self, cell: Cell) -> None:
-        """Put the parameters of a cell into the copy, and the pin of the tokenizer it is given, if any."""
+    def _begin(self, cell: Cell) -> None:
+        """Put the parameters of a cell into the copy, and the pin of the tokenizer it is given, if any; outs of others go."""
         from vtp.data.pins import write_given_pin
         from vtp.models.kinds import FILES
 
+        for stage in order(self.copy):
+            for path in _made(self.copy, stage):
+                remove(self.copy / path)
         with artifacts.aside(self.copy / "params.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(cell.tree | {"run": self._how(cell)}, sort_keys=False))
         write_given_pin("tokenizer", parse(cell.tree).given_tokenizer, FILES, self.copy / "data" / "inputs")
 
     def _how(self, cell: Cell) -> dict[str, Any]:
-        """The parameters of `run`: variants do not wait for each other's unfinished work, and are called by their cell."""
-        return cell.tree["run"] | {"alongside": True, "name": f"{self.study}-{cell.name}"}
+        """The parameters of `run`: variants do not wait for each other's unfinished work, and are called by their cell.
+
+        Loading processes are shared among the benches, but those who have any keep one.
+        """
+        how, at_once = cell.tree["run"], self.shop.at_once
+        workers = max(how["workers"] // at_once, min(how["workers"], 1))
+        return how | {"alongside": True, "name": f"{self.shop.study.name}-{cell.name}", "workers": workers}
 
     def _execute(self, name: str, cell: Cell) -> None:
         command = [sys.executable, "-m", f"stages.{name}"]
-        status, said = supervise(command, self.copy, self.log, f"{cell.name}: {name}")
+        file = self.shop.main / "runs" / "studies" / f"{self.name}.log"
+        status, said = self.shop.programs.run(command, self.copy, file, f"{cell.name}: {name}", self.environment)
         if status == EXIT_STATUS:
             raise Stopped
         if status:
             raise Failure(said or f"{name}: exit status {status}", diverged=status == DIVERGED)
-
-    def _keep(self, name: str, kept: Path, made: list[Path]) -> None:
-        """Put the outs of a stage onto the shelf. Its own checkpoints are no longer needed; those it shares stay."""
-        if name in BULKY:
-            shutil.rmtree(kept.parent, ignore_errors=True)
-        with folder_aside(kept) as folder:
-            for path in made:
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(self.copy / path, folder / path)
-        shutil.rmtree(self.shelf.parents[1] / name / kept.name / "checkpoints", ignore_errors=True)
 
 
 def order(checkout: Path) -> list[str]:
@@ -147,11 +232,6 @@ def order(checkout: Path) -> list[str]:
     for name in stages:
         visit(name)
     return [name for name in found if name != REPORT]
-
-
-def _values(tree: Any) -> Iterator[Any]:
-    for value in tree.values():
-        yield from _values(value) if isinstance(value, dict) else (value,)
 
 
 def _made(checkout: Path, name: str) -> list[Path]:

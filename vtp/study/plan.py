@@ -12,6 +12,7 @@ teacher: {objective: ssl+ae}        # trained first, for the recipes vavae and f
 from __future__ import annotations
 
 import itertools
+import json
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -40,6 +41,8 @@ PARTS = ("encoder", "decoder")
 TEACHER = "/the/teacher/of/this/study"
 """Stands in a cell's parameters for the folder of a teacher that the study trains itself."""
 AXES = ("objective", *NUMBERS, *PARTS)
+LENGTHS = ("pretrain_steps", "dit_steps")
+"""Axes along which trainings share their beginning."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,16 @@ class Cell:
     axes: Mapping[str, Any]
     tree: Tree
     key: str
+
+    @property
+    def taught(self) -> bool:
+        """Whether it needs the teacher that the study trains itself."""
+        return json.dumps(TEACHER) in json.dumps(self.tree["pretrain"])
+
+    @property
+    def training(self) -> tuple[Any, ...]:
+        """Equal for cells that begin with the same work: they differ in lengths only, or have the study's teacher in common."""
+        return ("taught",) if self.taught else tuple(value for axis, value in self.axes.items() if axis not in LENGTHS)
 
 
 @dataclass(frozen=True)

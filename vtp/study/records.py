@@ -26,7 +26,7 @@ class Record:
         pretrain_flops: of all of pre-training, forwards and backwards.
         encoder, decoder: rows of the tokenizer's ladder.
         rfd, gfd: Frechet distance of reconstructions, and of samples without guidance; `gfd_guided` with it.
-        seconds: that its stages took when they ran; what came from a cache counts nothing.
+        seconds: from its start to its end; what came from a cache counts nothing, what it waited for beside other cells does.
     """
 
     study: str

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import logging
+import statistics
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from vtp.lock import Lock
-from vtp.study.plan import Study
+from vtp.study.plan import Cell, Study
 from vtp.study.process import Failure, Outcome, Runner
 from vtp.study.records import Record, Records, Status, record
 
 log = logging.getLogger(__name__)
 
+POLL = 1.0  # seconds after which a signal is heard that came to another thread than the one that acts on it
 
-def run(study: Study, records: Records, runner: Runner, lock: Lock, *, retry: bool) -> None:
+
+def run(study: Study, records: Records, runner: Runner, lock: Lock, *, retry: bool, at_once: int = 1) -> None:
     """Run every cell that has no record yet; each has one as soon as it ends.
 
     Args:
         lock: of the folder the study works in; somebody else's study there is an error.
         retry: also run again what diverged.
+        at_once: cells at work at the same time, each in a thread that waits for its stages.
 
     Raises:
         Held: another study is running.
@@ -32,25 +37,51 @@ def run(study: Study, records: Records, runner: Runner, lock: Lock, *, retry: bo
     """
     with lock.held(wait=False):
         waiting = [cell for cell in study.cells if not _settled(records.find(cell), retry)]
-        log.info("study %s: %d cells, %d to run", study.name, len(study.cells), len(waiting))
+        total, took = len(waiting), list[float]()
+        log.info("study %s: %d cells, %d to run", study.name, len(study.cells), total)
         if waiting:
             runner.open()
-        begin = time.monotonic()
-        for number, cell in enumerate(waiting, 1):
-            log.info("[%d/%d] %s%s", number, len(waiting), cell.name, _left(begin, number, len(waiting)))
-            start = time.monotonic()
+        running: dict[Future[float], tuple[Cell, float]] = {}
+        with ThreadPoolExecutor(at_once) as threads:
             try:
-                outcome = runner.run(cell)
-            except Failure as failure:
-                status: Status = "diverged" if failure.diverged else "failed"
-                log.warning("%s %s: %s", cell.name, status, failure)
-                made = record(study, cell, status, message=str(failure), numbers={}, seconds=time.monotonic() - start)
-            else:
-                made = record(study, cell, "done", numbers=outcome.numbers, seconds=time.monotonic() - start)
-                _keep_pictures(outcome, records.picture(cell.name))
-                log.info("%s", sentence(made))
-            records.save(made)
+                while waiting or running:
+                    while waiting and len(running) < at_once:
+                        cell = _next(waiting, [cell for cell, _ in running.values()])
+                        left = _left(took, [begin for _, begin in running.values()], len(waiting), at_once)
+                        log.info("[%d/%d] %s%s", total - len(waiting) + 1, total, cell.name, left)
+                        waiting.remove(cell)
+                        running[threads.submit(_work, study, cell, runner, records)] = cell, time.monotonic()
+                    for ended in wait(running, POLL, FIRST_COMPLETED).done:
+                        del running[ended]
+                        took.append(ended.result())
+            except BaseException:  # a signal, too: it comes to this thread
+                log.info("stopping: %d cells at work, which save first", len(running))
+                runner.stop()
+                raise
         log.info("study %s: %s", study.name, state(study, records))
+
+
+def _work(study: Study, cell: Cell, runner: Runner, records: Records) -> float:
+    """Run a cell and keep its record: seconds that it took."""
+    start = time.monotonic()
+    try:
+        outcome = runner.run(cell)
+    except Failure as failure:
+        status: Status = "diverged" if failure.diverged else "failed"
+        log.warning("%s %s: %s", cell.name, status, failure)
+        made = record(study, cell, status, message=str(failure), numbers={}, seconds=time.monotonic() - start)
+    else:
+        made = record(study, cell, "done", numbers=outcome.numbers, seconds=time.monotonic() - start)
+        _keep_pictures(outcome, records.picture(cell.name))
+        log.info("%s", sentence(made))
+    records.save(made)
+    return made.seconds
+
+
+def _next(waiting: Sequence[Cell], running: Sequence[Cell]) -> Cell:
+    """The first cell that begins as few of the running ones do: it neither waits for them nor does what they could leave it."""
+    begun = [cell.training for cell in running]
+    return min(waiting, key=lambda cell: begun.count(cell.training))
 
 
 def state(study: Study, records: Records) -> str:
@@ -74,12 +105,13 @@ def _settled(known: Record | None, retry: bool) -> bool:
     return known is not None and (known.status == "done" or (known.status == "diverged" and not retry))
 
 
-def _left(begin: float, number: int, total: int) -> str:
-    """How long the rest may take, going by the cells that ran."""
-    if number == 1:
+def _left(took: Sequence[float], begun: Sequence[float], waiting: int, at_once: int) -> str:
+    """How long the rest may take, going by the cells that ran: those that wait, and what is left of the running ones."""
+    if not took:
         return ""
-    each = (time.monotonic() - begin) / (number - 1)
-    return f" (about {each * (total - number + 1) / 60:.0f} min left)"
+    each, now = statistics.fmean(took), time.monotonic()
+    rest = each * waiting + sum(max(0.0, each - (now - begin)) for begin in begun)
+    return f" (about {rest / at_once / 60:.0f} min left)"
 
 
 def _keep_pictures(outcome: Outcome, file: Path) -> None:
