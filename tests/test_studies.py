@@ -16,6 +16,8 @@ from tests.clones import clone, environment, sh
 pytestmark = pytest.mark.slow
 
 STUDY = (sys.executable, "-m", "vtp", "study")
+SMOKE = (*STUDY, "run", "studies/smoke.yaml", "--only", "ae")
+SAME_BITS = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +30,15 @@ def records(folder: Path, study: str) -> dict[str, dict]:
     return {file.stem: json.loads(file.read_text()) for file in found}
 
 
-def test_variants_run_as_experiments_one_after_another_and_a_second_call_does_nothing(project):
-    said = sh(project, *STUDY, "run", "studies/smoke.yaml", "--only", "ae")
-    assert "3 cells, 3 to run" in said
-    assert "3 done" in said
+@pytest.fixture(scope="module")
+def experiments(project) -> str:
+    """What a study said that ran as experiments, one after another."""
+    return sh(project, *SMOKE, **SAME_BITS)
+
+
+def test_variants_run_as_experiments_one_after_another_and_a_second_call_does_nothing(project, experiments):
+    assert "3 cells, 3 to run" in experiments
+    assert "3 done" in experiments
     found = records(project, "smoke")
     assert set(found) == {"ae_4", "ae_8", "ae_12"}
     flops = [found[name]["pretrain_flops"] for name in ("ae_4", "ae_8", "ae_12")]
@@ -47,11 +54,22 @@ def test_variants_run_as_experiments_one_after_another_and_a_second_call_does_no
     assert sh(project, "git", "status", "--porcelain", "params.yaml") == ""
 
     start = time.monotonic()
-    assert "3 cells, 0 to run" in sh(project, *STUDY, "run", "studies/smoke.yaml", "--only", "ae")
+    assert "3 cells, 0 to run" in sh(project, *SMOKE)
     assert time.monotonic() - start < 20
     assert "wrote" in sh(project, *STUDY, "report")
     assert "ae_12" in (project / "docs" / "study.md").read_text()
     assert (project / "docs" / "study" / "smoke" / "figures" / "sheet.png").is_file()
+
+
+def test_two_cells_at_once_leave_the_records_of_one_after_another(project, experiments, tmp_path):
+    other = clone(tmp_path / "other")
+    assert "3 done" in sh(other, *SMOKE, "--direct", "--at-once", "2", **SAME_BITS)
+    # Also with the longer trainings not going on from the shorter ones, which run beside them.
+    assert {name: record | {"seconds": 0} for name, record in records(other, "smoke").items()} == {
+        name: record | {"seconds": 0} for name, record in records(project, "smoke").items()
+    }
+    assert len(list((other / "runs" / "prepare").glob("*/finished.json"))) == 1
+    assert "3 cells, 0 to run" in sh(other, *SMOKE, "--direct", "--at-once", "2")
 
 
 def test_the_baselines_run_directly_and_a_study_that_was_stopped_goes_on(project):
