@@ -126,6 +126,7 @@ class SslParams:
     head_hidden: Count
     head_bottleneck: Count
     head_layers: Count
+    freeze_last_layer: Whole
     targets: Literal["sinkhorn", "centring"]
     student_temperature: Positive
     teacher_temperature: Ramp

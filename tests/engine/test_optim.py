@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.tasks.conftest import build
+from tests.tasks.conftest import batch_of, build
+from vtp.engine.checkpoint import State
+from vtp.engine.loop import stepper
 from vtp.engine.optim import accumulate, average, clip, optimizers
 from vtp.tasks.base import Average
 
@@ -15,12 +17,30 @@ def test_decay_falls_on_matrices_only():
     task = build("pretrain")
     names = {id(p): name for name, p in task.models.named_parameters()}
     (optimizer,) = optimizers(task).values()
-    decayed, plain = ({names[id(p)].removeprefix("tokenizer.") for p in group["params"]} for group in optimizer.param_groups)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
+    decayed: set[str] = set()
+    plain: set[str] = set()
+    for group in optimizer.param_groups:
+        found = {0.05: decayed, 0.0: plain}[group["weight_decay"]]
+        found |= {names[id(p)].removeprefix("tokenizer.") for p in group["params"]}
     assert {"encoder.patch_embed.proj.weight", "encoder.blocks.0.attn.qkv.weight", "text.token_embedding.weight"} <= decayed
     assert {"encoder.cls_token", "encoder.mask_token", "encoder.norm.weight", "encoder.blocks.0.attn.qkv.bias"} <= plain
     assert {"logit_scale", "head.last_layer.weight_g"} <= plain
     assert not decayed & plain
+
+
+def test_prototypes_wait_and_then_learn_like_everything_else():
+    task = build("pretrain", "pretrain.ssl.freeze_last_layer=3")
+    state = State(task.models, optimizers(task))
+    one = stepper(task, state, 0, torch.device("cpu"), replayed=False)
+
+    def last_layer_moves(step: int) -> bool:
+        layer, hidden = task.models["head"].last_layer.weight_v, task.models["head"].mlp[0].weight
+        before = layer.clone(), hidden.clone()
+        one(batch_of(step), step)
+        assert not torch.equal(hidden, before[1])
+        return not torch.equal(layer, before[0])
+
+    assert [last_layer_moves(step) for step in range(1, 5)] == [False, False, True, True]
 
 
 @pytest.mark.parametrize(("most", "norm"), [(1.0, 1.0), (5.0, 5.0), (20.0, 5.0), (None, 5.0)])

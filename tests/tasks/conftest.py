@@ -53,6 +53,7 @@ SMALL = [
     "pretrain.views.local_size=16",
     "pretrain.views.local_crops=2",
     "pretrain.ssl.prototypes=16",
+    "pretrain.ssl.freeze_last_layer=0",
     "pretrain.ssl.head_hidden=16",
     "pretrain.ssl.head_bottleneck=8",
     "finetune_decoder.batch=8",

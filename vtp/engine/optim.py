@@ -12,7 +12,7 @@ from vtp.tasks.base import Average, Phase, Task
 
 def optimizers(task: Task) -> dict[str, torch.optim.AdamW]:
     """One AdamW per phase. Weight decay falls on matrices only: not on norms, biases, tokens, scales."""
-    return {phase.name: _adamw(trained(phase), phase.optimizer) for phase in task.phases}
+    return {phase.name: _adamw(phase) for phase in task.phases}
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
@@ -20,12 +20,14 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _adamw(parameters: list[nn.Parameter], options: OptimizerParams) -> torch.optim.AdamW:
-    decayed = [p for p in parameters if p.squeeze().dim() >= 2]
-    plain = [p for p in parameters if p.squeeze().dim() < 2]
+def _adamw(phase: Phase) -> torch.optim.AdamW:
+    parameters, options = trained(phase), phase.optimizer
+    late = {id(p) for module in phase.late for p in module.parameters()}
     groups = [
-        {"params": decayed, "weight_decay": options.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": [p for p in parameters if (p.squeeze().dim() >= 2) == decayed and (id(p) in late) == waits]}
+        | {"weight_decay": options.weight_decay if decayed else 0.0, "from": phase.late_from if waits else 0}
+        for waits in (False, True)
+        for decayed in (True, False)
     ]
     device = parameters[0].device
     # On a GPU the rate is a tensor there, so that a recorded step reads the rate of the next.
@@ -41,9 +43,9 @@ def trained(phase: Phase) -> list[nn.Parameter]:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, options: OptimizerParams, step: int, steps: int) -> None:
-    """Give every group this step's learning rate."""
+    """Give every group this step's learning rate, or 0 where its turn has not come."""
     for group in optimizer.param_groups:
-        value = rate(options, step, steps)
+        value = rate(options, step, steps) if step >= group.get("from", 0) else 0.0
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(value)
         else:

@@ -51,11 +51,17 @@ class Report:
 
 @dataclass(frozen=True)
 class Phase:
-    """One update within a step: the modules it trains and their optimizer. A GAN has two, everything else one."""
+    """One update within a step: the modules it trains and their optimizer. A GAN has two, everything else one.
+
+    Attributes:
+        late: modules, or parts of them, whose learning rate is 0 before step `late_from`.
+    """
 
     name: str
     modules: tuple[nn.Module, ...]
     optimizer: OptimizerParams
+    late: tuple[nn.Module, ...] = ()
+    late_from: int = 0
 
 
 @dataclass(frozen=True)

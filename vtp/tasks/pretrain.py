@@ -102,6 +102,7 @@ class Pretrain(Task):
         models = nn.ModuleDict({"tokenizer": tokenizer})
         averages: tuple[Average, ...] = ()
         trained: tuple[nn.Module, ...] = (tokenizer,)
+        late: tuple[nn.Module, ...] = ()
         if "ssl" in params.objective:
             ssl = params.ssl
             options = tokenizer.options.encoder
@@ -117,12 +118,12 @@ class Pretrain(Task):
             self.teacher = deepcopy(self.student).requires_grad_(False)
             models["head"] = head
             models["teacher"] = self.teacher
-            trained += (head,)
+            trained, late = (tokenizer, head), (head.last_layer,)
             averages = (
                 Average(self.teacher.encoder, tokenizer.encoder, lambda step: ramp(ssl.teacher_momentum, step)),
                 Average(self.teacher.head, head, lambda step: ramp(ssl.teacher_momentum, step)),
             )
-        phases = (Phase("pretrain", trained, params.optimizer),)
+        phases = (Phase("pretrain", trained, params.optimizer, late, params.ssl.freeze_last_layer),)
         super().__init__(models, phases, averages, params.weights, params.steps, params.batch, microbatch=microbatch)
 
     def to(self, device: torch.device) -> None:
