@@ -15,6 +15,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -215,7 +216,7 @@ def measured(args: argparse.Namespace) -> bool:
     tolerance = TOLERANCE[device.type]
     good = all(isinstance(e, float) and e < tolerance for e in map(figures.get, CHECKED))
     name = args.work + ("-shared" if args.share else "") + ("-tiny" if args.tiny else "")
-    folder = ROOT / "runs" / "benchmarks" if args.tiny else None
+    folder = args.out or (ROOT / "runs" / "benchmarks" if args.tiny else None)
     if good:
         measure.record(
             name, timing, device, module="benchmarks.joint", ceiling_tflops=tops, flop=work, extra=figures, folder=folder
@@ -244,6 +245,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--no-replay", action="store_true", help="time steps as they are launched, not a recorded one")
     parser.add_argument("--share", action="store_true", help="reconstruct the clip view from its own features")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     backends = BACKENDS[args.attention]

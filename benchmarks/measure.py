@@ -220,7 +220,7 @@ def record(
         **extra,
         "versions": versions(device),
         "date": date.today().isoformat(),
-        "command": f"python -m {module} {shlex.join(sys.argv[1:])}".strip(),
+        "command": f"python -m {module} {_said()}".strip(),
     }
     path = (folder or RESULTS) / machine(device) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -228,6 +228,15 @@ def record(
         temporary.write_text(json.dumps(_rounded(values), indent=1) + "\n")
     log.info("%s", json.dumps(_rounded(values)))
     return path
+
+
+def _said() -> str:
+    """This process's arguments but the folder of the results, which is nobody else's business."""
+    words = sys.argv[1:]
+    if "--out" in words:
+        at = words.index("--out")
+        words = words[:at] + words[at + 2 :]
+    return shlex.join(words)
 
 
 def _rounded(value: object) -> object:
