@@ -9,7 +9,7 @@ from torch import nn
 from tests.tasks.conftest import batch_of, build
 from vtp.engine.checkpoint import State
 from vtp.engine.loop import stepper
-from vtp.engine.optim import accumulate, average, clip, optimizers
+from vtp.engine.optim import accumulate, adamw, average, clip, optimizers, set_rate
 from vtp.tasks.base import Average
 
 
@@ -28,19 +28,39 @@ def test_decay_falls_on_matrices_only():
     assert not decayed & plain
 
 
-def test_prototypes_wait_and_then_learn_like_everything_else():
-    task = build("pretrain", "pretrain.ssl.freeze_last_layer=3")
+@pytest.mark.parametrize(
+    "name", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+)
+def test_prototypes_wait_and_then_learn_like_everything_else(name):
+    task, device = build("pretrain", "pretrain.ssl.freeze_last_layer=3"), torch.device(name)
+    task.to(device)
     state = State(task.models, optimizers(task))
-    one = stepper(task, state, 0, torch.device("cpu"), replayed=False)
+    one = stepper(task, state, 0, device, replayed=False)
 
     def last_layer_moves(step: int) -> bool:
         layer, hidden = task.models["head"].last_layer.weight_v, task.models["head"].mlp[0].weight
         before = layer.clone(), hidden.clone()
-        one(batch_of(step), step)
+        one({key: value.to(device) for key, value in batch_of(step).items()}, step)
         assert not torch.equal(hidden, before[1])
         return not torch.equal(layer, before[0])
 
     assert [last_layer_moves(step) for step in range(1, 5)] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("recordable", [False, True])
+def test_only_the_rate_of_what_waits_is_zero(recordable):
+    """Also where rates are tensors, as on a GPU, and after a resume."""
+    (phase,) = build("pretrain", "pretrain.ssl.freeze_last_layer=3").phases
+    optimizer = adamw(phase, recordable=recordable)
+
+    def rates(step: int) -> set[tuple[int, float]]:
+        set_rate(optimizer, phase.optimizer, step, 100)
+        return {(group["from"], round(float(group["lr"]), 7)) for group in optimizer.param_groups}
+
+    assert rates(2) == {(0, 1e-3), (3, 0.0)}
+    assert rates(3) == {(0, 1e-3), (3, 1e-3)}
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert rates(2) == {(0, 1e-3), (3, 0.0)}
 
 
 @pytest.mark.parametrize(("most", "norm"), [(1.0, 1.0), (5.0, 5.0), (20.0, 5.0), (None, 5.0)])

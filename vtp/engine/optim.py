@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ from vtp.tasks.base import Average, Phase, Task
 
 def optimizers(task: Task) -> dict[str, torch.optim.AdamW]:
     """One AdamW per phase. Weight decay falls on matrices only: not on norms, biases, tokens, scales."""
-    return {phase.name: _adamw(phase) for phase in task.phases}
+    return {phase.name: adamw(phase, recordable=trained(phase)[0].device.type == "cuda") for phase in task.phases}
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
@@ -20,20 +22,24 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _adamw(phase: Phase) -> torch.optim.AdamW:
+def adamw(phase: Phase, *, recordable: bool) -> torch.optim.AdamW:
+    """The optimizer of one phase.
+
+    Args:
+        recordable: rates are tensors beside the parameters, so that a recorded step reads the rate of the next; for a GPU.
+    """
     parameters, options = trained(phase), phase.optimizer
     late = {id(p) for module in phase.late for p in module.parameters()}
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if (p.squeeze().dim() >= 2) == decayed and (id(p) in late) == waits]}
         | {"weight_decay": options.weight_decay if decayed else 0.0, "from": phase.late_from if waits else 0}
         for waits in (False, True)
         for decayed in (True, False)
     ]
-    device = parameters[0].device
-    # On a GPU the rate is a tensor there, so that a recorded step reads the rate of the next.
-    on_gpu = device.type == "cuda"
-    start = torch.tensor(options.rate, device=device) if on_gpu else options.rate
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=start, betas=options.betas, fused=True, capturable=on_gpu)
+    for group in groups:
+        # A tensor for each group: a default would be one tensor for all of them, and the last rate set the rate of all.
+        group["lr"] = torch.tensor(options.rate, device=parameters[0].device) if recordable else options.rate
+    return torch.optim.AdamW([g for g in groups if g["params"]], betas=options.betas, fused=True, capturable=recordable)
 
 
 def trained(phase: Phase) -> list[nn.Parameter]:
