@@ -50,6 +50,33 @@ def test_only_a_distance_in_inceptions_features_is_called_fid(features, name):
     assert found["psnr"] == pytest.approx(float((-10 * errors.log10()).mean()), rel=1e-5)
 
 
+def test_what_measures_is_not_rounded_where_networks_are() -> None:
+    """A GPU's stages run under autocast, in which a convolution of these very numbers is off by a hundredth."""
+    kernel = torch.rand(4, 3, 3, 3, generator=generator(0, "kernel"))
+
+    def features(pictures: Tensor) -> tuple[Tensor, Tensor]:
+        maps = F.conv2d(pictures.float() / 255, kernel).mean((2, 3))
+        return maps, 10 * maps
+
+    def measured(rounded: bool) -> tuple[dict, evaluation.Described]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+            found = evaluation.reconstruction(
+                SimpleNamespace(encode=lambda pixels: pixels, decode=lambda latents: 0.98 * latents),  # type: ignore[arg-type]
+                Pictures(),  # type: ignore[arg-type]
+                features,
+                lambda first, second: F.conv2d(first - second, kernel).abs().mean((1, 2, 3)),
+                dataclasses.replace(PARAMS, batch=5),
+                CPU,
+            )
+            return found, evaluation.seen(features, lambda pictures: pictures, Pictures().image, 12, PARAMS, CPU)
+
+    (found, described), (expected, plain) = measured(True), measured(False)
+    assert found == expected
+    assert 0.99 < found["ssim"] < 1
+    for ours, theirs in zip(described, plain, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def latents(seed: int, shift: float = 0.0) -> Tensor:
     return torch.randn(1000, 3, 2, 2, generator=torch.Generator().manual_seed(seed)) + shift
 

@@ -146,11 +146,10 @@ def reconstruction(
     def measure(pictures: Tensor) -> Tensor:
         pixels = pictures / 255
         decoded = tokenizer.decode(tokenizer.encode(pixels)).float().clamp(0, 1)
-        each = torch.stack(
-            [psnr(decoded, pixels), ssim(decoded, pixels), distance(2 * decoded - 1, 2 * pixels - 1).float()], dim=1
-        )
-        features = [describe(shown)[0].float() for shown in (pictures, to_uint8(decoded))] if describe else []
-        return torch.cat([each, *features], dim=1)
+        with unrounded(device):
+            each = torch.stack([psnr(decoded, pixels), ssim(decoded, pixels), distance(2 * decoded - 1, 2 * pixels - 1)], dim=1)
+            features = [describe(shown)[0] for shown in (pictures, to_uint8(decoded))] if describe else []
+            return torch.cat([each, *features], dim=1)
 
     table = extract(measure, split.image, len(split), batch=params.batch, device=device)
     width = (table.shape[1] - 3) // 2
@@ -163,6 +162,14 @@ def reconstruction(
             frechet(table[:, 3 : 3 + width], table[:, 3 + width :]) if describe else None
         ),
     }
+
+
+def unrounded(device: torch.device) -> torch.autocast:
+    """What measures works in float32 whatever the measured networks work in.
+
+    SSIM takes variances as differences: in bfloat16 it comes out above 1.
+    """
+    return torch.autocast(device.type, enabled=False)
 
 
 def decoded(decode: Callable[[Tensor], Tensor], latents: Tensor, batch: int, device: torch.device) -> Tensor:
@@ -192,9 +199,11 @@ def seen(
     widths: list[int] = []
 
     def rows(items: Tensor) -> Tensor:
-        both = describe(paint(items))
+        pictures = paint(items)
+        with unrounded(device):
+            both = describe(pictures)
         widths[:] = [part.shape[1] for part in both]
-        return torch.cat([part.float() for part in both], dim=1)
+        return torch.cat(both, dim=1)
 
     table = extract(rows, item, count, batch=params.batch, device=device)
     return Described(*table.split(widths, dim=1))
