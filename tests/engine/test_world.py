@@ -21,11 +21,12 @@ from vtp.engine.watch import Watch
 from vtp.tracking import Track
 
 WORLD, STEPS = 2, 6
+SETTINGS = {"pretrain": ("pretrain.drop_path=0.2",)}
 
 
 def train(kind: str, folder: Path, *, signalled: bool = False) -> None:
     """A few steps on this rank's rows; curves and weights to `folder`."""
-    task = build(kind)
+    task = build(kind, *SETTINGS.get(kind, ()))
 
     def batches(start: int, stop: int):
         for step in range(start, stop):

@@ -181,7 +181,7 @@ class Pretrain(Task):
         side = views.global_size // self.tokenizer.options.encoder.patch
         masks = block_masks(draws, 2 * total, (side, side), ssl.mask_probability, ssl.mask_ratio)
         mask = masks.mask.unflatten(0, (2, b))
-        keep = self._keep(draws, "ssl_drop", (2 + views.local_crops) * total)
+        keep = self._keep(draws, "ssl_drop", total, copies=2 + views.local_crops)
         keep = None if keep is None else keep.unflatten(0, (2 + views.local_crops, b))
         # Where a batch fits, teacher and student look at the same pixels; where it does not, pixels are cheaper than memory.
         whole = crops.of() if chunk is None else None
@@ -259,13 +259,13 @@ class Pretrain(Task):
         """See `chunk_of`."""
         return chunk_of(rows, self.batch // dist.world(), self.microbatch)
 
-    def _keep(self, draws: Draws, purpose: str, total: int) -> Tensor | None:
-        """Stochastic depth's factors (rows, depth, 2), or None where nothing is dropped."""
+    def _keep(self, draws: Draws, purpose: str, total: int, *, copies: int = 1) -> Tensor | None:
+        """Stochastic depth's factors for crops of this rank's b pictures, crop-major, (copies * b, depth, 2); None: no drops."""
         rate = self.params.drop_path
         if not rate:
             return None
-        kept = draws.uniform(purpose, total, self.tokenizer.options.encoder.depth, 2) >= rate
-        return kept / (1 - rate)
+        kept = draws.uniform(purpose, total, copies, self.tokenizer.options.encoder.depth, 2) >= rate
+        return kept.transpose(0, 1).flatten(0, 1) / (1 - rate)
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
