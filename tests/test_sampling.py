@@ -69,7 +69,8 @@ def test_fixed_steps_are_those_of_torchdiffeq(solver: str, name: str) -> None:
         return torch.stack([x[:, 1], -6 * x[:, 0], x[:, 3] * math.cos(9 * t), -x[:, 3] * x[:, 0]], 1)
 
     with torch.no_grad():
-        theirs = torchdiffeq.odeint(lambda t, x: flow(x, t.item()), noise, torch.tensor(grid).double(), method=name)[-1]
+        times = torch.tensor(grid, dtype=torch.float64)
+        theirs = torchdiffeq.odeint(lambda t, x: flow(x, t.item()), noise, times, method=name)[-1]
     torch.testing.assert_close(integrate(flow, noise, grid, solver), theirs, atol=1e-9, rtol=1e-9)
 
 
@@ -185,6 +186,27 @@ def test_a_diverged_flow_is_reported() -> None:
         integrate(lambda x, t: x * float("nan"), torch.ones(1), [0.0, 1.0], "dopri5")
 
 
+@pytest.mark.parametrize("shift", [0.05, 0.075, 0.15, 0.3, 0.4, 1.0, 6.93])
+def test_grids_begin_and_end_exactly(shift: float) -> None:
+    """In float32 the grid of the published shift of 0.075 ended at 1.0000002."""
+    for points in (2, 3, 50, 250):
+        grid = time_grid(points, shift)
+        assert (grid[0], grid[-1]) == (0.0, 1.0)
+        assert all(start < end for start, end in pairwise(grid))
+
+
+def test_no_time_beyond_the_end_reaches_a_model() -> None:
+    """A flow that hardly moves asks for a first step of a hundred times the path."""
+    times: list[float] = []
+
+    def flow(x: Tensor, t: float) -> Tensor:
+        times.append(t)
+        return torch.full_like(x, 1e-4)
+
+    torch.testing.assert_close(integrate(flow, torch.ones(4), [0.0, 1.0], "dopri5"), torch.full((4,), 1.0001))
+    assert max(times) == 1
+
+
 def test_unknown_names_and_sizes_are_reported() -> None:
     with pytest.raises(ValueError, match="rk4"):
         integrate(lambda x, t: x, torch.ones(1), [0.0, 1.0], "rk4")
@@ -213,6 +235,14 @@ def test_guidance_acts_inside_its_interval_only(t: float, inside: bool) -> None:
     expected = 10 + 3.0 * (labels - 10) if inside else labels
     assert torch.equal(out, expected.float()[:, None, None, None].expand_as(x))
     assert model.sizes == [6 if inside else 3]
+
+
+@pytest.mark.parametrize(("solver", "guided_calls"), [("euler", 3), ("heun", 6), ("midpoint", 5)])
+def test_the_ends_of_the_interval_are_inside_whatever_the_rounding(solver: str, guided_calls: int) -> None:
+    """Steps of a fifth: 0.6 is 3 / 5, and 0.4 + 0.1 and the like are sums of rounded numbers."""
+    model, x = Recorder(), torch.zeros(1, 1, 1, 1)
+    integrate(guided(model, torch.tensor([1]), 10, scale=3.0, interval=(0.2, 0.6)), x, time_grid(6, 1.0), solver)
+    assert model.sizes.count(2) == guided_calls
 
 
 def test_guidance_of_some_channels_leaves_the_others() -> None:

@@ -21,12 +21,15 @@ Velocity = Callable[[Tensor, float], Tensor]
 Model = Callable[[Tensor, Tensor, Tensor], Tensor]
 """model(x (B, C, h, w), t (B,), labels (B,)) -> velocity (B, C, h, w)."""
 
+EDGE = 1e-6
+"""Times this far beyond an end of guidance's interval are still inside: sums of steps are rounded."""
+
 GUIDED_CHANNELS: dict[str, int | None] = {"all": None, "first3": 3}
 """How many of the first channels `guided` guides, by the name that params.yaml gives it."""
 
 
 def time_grid(points: int, shift: float) -> list[float]:
-    """`points` times from 0 to 1, hence points - 1 steps; t becomes shift * t / (1 + (shift - 1) * t).
+    """`points` times from 0 to 1, both exact, hence points - 1 steps; t becomes shift * t / (1 + (shift - 1) * t).
 
     So 250 points are 249 Euler steps, as in the published samplers, whose settings call them 250 steps. A shift below 1 spends
     more points near the noise, 1 changes nothing (arXiv 2403.03206, section 5.3.2, with time reversed); the published settings
@@ -39,8 +42,8 @@ def time_grid(points: int, shift: float) -> list[float]:
         raise ValueError(f"points={points} is too small; a grid needs both ends, so at least 2.")
     if shift <= 0:
         raise ValueError(f"shift={shift} must be above 0; 1 leaves the grid even.")
-    even = torch.linspace(0, 1, points)
-    return (shift * even / (1 + (shift - 1) * even)).tolist()
+    even = [i / (points - 1) for i in range(points)]
+    return [shift * t / (shift * t + (1 - t)) for t in even]
 
 
 def euler(velocity: Velocity, x: Tensor, grid: Sequence[float]) -> Tensor:
@@ -180,7 +183,7 @@ def dopri5(velocity: Velocity, x: Tensor, grid: Sequence[float]) -> Tensor:
     """
     t, end = grid[0], grid[-1]
     slope = velocity(x, t)
-    step = _first_step(velocity, x, t, slope)
+    step = _first_step(velocity, x, t, end, slope)
     while t < end:
         last = t + step >= end
         step = end - t if last else step
@@ -197,10 +200,10 @@ def dopri5(velocity: Velocity, x: Tensor, grid: Sequence[float]) -> Tensor:
     return x
 
 
-def _first_step(velocity: Velocity, x: Tensor, t: float, slope: Tensor) -> float:
+def _first_step(velocity: Velocity, x: Tensor, t: float, end: float, slope: Tensor) -> float:
     """A step whose error is probably tolerable, from the sizes of the state and its first two derivatives."""
     state_size, slope_size = _norm(x, x), _norm(slope, x)
-    trial = 1e-6 if min(state_size, slope_size) < 1e-5 else 0.01 * state_size / slope_size
+    trial = 1e-6 if min(state_size, slope_size) < 1e-5 else min(0.01 * state_size / slope_size, end - t)
     change = velocity(torch.add(x, slope, alpha=trial), t + trial) - slope
     curvature = _norm(change, x) / trial
     steepest = max(slope_size, curvature)
@@ -266,9 +269,9 @@ def guided(
 ) -> Velocity:
     """The velocity of `model` for `labels` (B,), pushed away from what it is without a class (arXiv 2207.12598).
 
-    Inside the interval of times, both ends included, it is unconditional + scale * (conditional - unconditional), from one pass
-    over a doubled batch; outside (arXiv 2404.07724), and for a scale of 1, it is the conditional pass alone. Published samplers
-    have a start only; their end is 1.
+    Inside the interval of times, both ends included (within `EDGE`), it is unconditional + scale * (conditional - unconditional),
+    from one pass over a doubled batch; outside (arXiv 2404.07724), and for a scale of 1, it is the conditional pass alone.
+    Published samplers have a start only; their end is 1.
 
     Args:
         null_label: stands for no class; a DiT's is its number of classes.
@@ -279,7 +282,7 @@ def guided(
     both = torch.cat([labels, torch.full_like(labels, null_label)])
 
     def velocity(x: Tensor, t: float) -> Tensor:
-        if scale == 1 or not start <= t <= end:
+        if scale == 1 or not start - EDGE <= t <= end + EDGE:
             return model(x, torch.full((len(x),), t, device=x.device), labels).to(x.dtype)
         times = torch.full((2 * len(x),), t, device=x.device)
         conditional, unconditional = model(torch.cat([x, x]), times, both).to(x.dtype).chunk(2)
