@@ -132,6 +132,16 @@ def test_similarities_are_scaled_by_100_at_most():
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
+def test_a_scale_at_its_bound_can_fall_again():
+    """Pictures and captions that nothing connects want logits of zero."""
+    task = build("pretrain", "pretrain.objective=clip+ae")
+    with torch.no_grad():
+        task.tokenizer.logit_scale.fill_(math.log(101))
+    _, grads = step(task)
+    assert grads["tokenizer.logit_scale"] > 0
+    assert task.tokenizer.logit_scale.exp().item() == pytest.approx(100)
+
+
 def test_an_undecodable_division_is_named():
     with pytest.raises(ValueError, match=r"8 pictures of a rank do not divide into micro-batches of 3; set run\.microbatch"):
         step(build("pretrain", microbatch=3))

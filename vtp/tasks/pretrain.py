@@ -146,6 +146,9 @@ class Pretrain(Task):
 
         With `share_clip_view` the subset that is to be reconstructed is decoded from these very features.
         """
+        # The number itself is held, as OpenCLIP does: of one beyond a bound in the loss the gradient is zero, for good.
+        with torch.no_grad():
+            self.tokenizer.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
         view = clip_view(images, draws, self.batch, self.params.views, size=self.image_size)
         keep = self._keep(draws, "clip_drop", self.batch)
         stride = self.batch // self.params.reconstruction_batch
@@ -165,7 +168,7 @@ class Pretrain(Task):
             return embeddings, self._rebuilt(Features(features.cls[mine], features.patches[mine]), pixels[mine])
 
         def loss(image: Tensor, text: Tensor) -> dict[str, Tensor]:
-            scale = self.tokenizer.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+            scale = self.tokenizer.logit_scale.exp()
             if self.params.contrast == "softmax":
                 return {"clip": clip_loss(image, text, scale)}
             return {"clip": siglip_loss(image, text, scale, self.tokenizer.logit_bias, chunk=self.microbatch)}
