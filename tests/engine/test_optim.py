@@ -14,7 +14,7 @@ from vtp.tasks.base import Average
 
 
 def test_decay_falls_on_matrices_only():
-    task = build("pretrain")
+    task = build("pretrain", "tokenizer.encoder.registers=2")
     names = {id(p): name for name, p in task.models.named_parameters()}
     (optimizer,) = optimizers(task).values()
     decayed: set[str] = set()
@@ -24,7 +24,7 @@ def test_decay_falls_on_matrices_only():
         found |= {names[id(p)].removeprefix("tokenizer.") for p in group["params"]}
     assert {"encoder.patch_embed.proj.weight", "encoder.blocks.0.attn.qkv.weight", "text.token_embedding.weight"} <= decayed
     assert {"encoder.cls_token", "encoder.mask_token", "encoder.norm.weight", "encoder.blocks.0.attn.qkv.bias"} <= plain
-    assert {"logit_scale", "head.last_layer.weight_g"} <= plain
+    assert {"logit_scale", "head.last_layer.weight_g", "encoder.storage_tokens"} <= plain
     assert not decayed & plain
 
 

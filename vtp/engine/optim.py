@@ -31,7 +31,7 @@ def adamw(phase: Phase, *, recordable: bool) -> torch.optim.AdamW:
     parameters, options = trained(phase), phase.optimizer
     late = {id(p) for module in phase.late for p in module.parameters()}
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if (p.squeeze().dim() >= 2) == decayed and (id(p) in late) == waits]}
+        {"params": [p for p in parameters if _is_matrix(p) == decayed and (id(p) in late) == waits]}
         | {"weight_decay": options.weight_decay if decayed else 0.0, "from": phase.late_from if waits else 0}
         for waits in (False, True)
         for decayed in (True, False)
@@ -40,6 +40,11 @@ def adamw(phase: Phase, *, recordable: bool) -> torch.optim.AdamW:
         # A tensor for each group: a default would be one tensor for all of them, and the last rate set the rate of all.
         group["lr"] = torch.tensor(options.rate, device=parameters[0].device) if recordable else options.rate
     return torch.optim.AdamW([g for g in groups if g["params"]], betas=options.betas, fused=True, capturable=recordable)
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether something is multiplied by it; not a number for each channel, nor tokens (1, n, D), which join every batch."""
+    return parameter.squeeze().dim() >= 2 and not (parameter.dim() == 3 and len(parameter) == 1)
 
 
 def trained(phase: Phase) -> list[nn.Parameter]:
