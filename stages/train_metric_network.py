@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 def main(params: Params) -> None:
-    with open_run("train_metric_network", params, launchable=True) as run:
+    with open_run("train_metric_network", params) as run:
         from vtp import dist
         from vtp.data.batches import Batches
         from vtp.data.shards import Prepared, Scratch
@@ -30,7 +30,7 @@ def main(params: Params) -> None:
             run.metrics("metric_network", {"step": 0, "loss": None})
             return
         network = MetricNetwork(options.model, num_classes=data.num_classes, image_size=params.data.image_size, seed=params.seed)
-        task = TrainMetricNetwork(options, network, image_size=params.data.image_size, microbatch=params.run.microbatch)
+        task = TrainMetricNetwork(options, network, image_size=params.data.image_size)
         batches = Batches(data.train, batch=options.batch, seed=params.seed, workers=params.run.workers)
         end = train(task, batches, run, params.run, seed=params.seed, device=device)
         with run.out() as folder:

@@ -328,6 +328,7 @@ def test_a_training_that_diverged_has_an_exit_status_of_its_own(monkeypatch, cap
     [
         ("train_dit", ["dit.batch=64"], "run.microbatch=32 instead of 64 takes 2 times less"),
         ("pretrain", ["run.microbatch=9"], "run.microbatch=3 instead of 9 takes 3 times less"),
+        ("train_metric_network", ["evaluate.metric_network.batch=64"], "evaluate.metric_network.batch=32 instead of 64"),
         ("sample", ["sample.batch=256"], "sample.batch=128 instead of 256"),
         ("extract_latents", ["latents.batch=7"], "latents.batch=1 instead of 7"),
         ("evaluate_tokenizer", ["evaluate.batch=1"], "One picture at a time is too much already"),

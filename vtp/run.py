@@ -245,11 +245,14 @@ def _smaller(stage: str, params: Params) -> str:
 
     training = {
         "pretrain": params.pretrain.batch,
-        "train_metric_network": params.evaluate.metric_network.batch,
         "finetune_decoder": params.finetune_decoder.batch,
         "train_dit": params.dit.batch,
     }
-    using = {"extract_latents": ("latents.batch", params.latents.batch), "sample": ("sample.batch", params.sample.batch)}
+    using = {
+        "train_metric_network": ("evaluate.metric_network.batch", params.evaluate.metric_network.batch),  # is never cut
+        "extract_latents": ("latents.batch", params.latents.batch),
+        "sample": ("sample.batch", params.sample.batch),
+    }
     if stage in training:
         batch = training[stage] // dist.world()
         setting, now = "run.microbatch", min(params.run.microbatch or batch, batch)

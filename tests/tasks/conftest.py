@@ -143,7 +143,7 @@ def build(kind: str, *overrides: str, microbatch: int | None = None) -> Task:
         network = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 5))
         for i, parameter in enumerate(network.parameters()):
             parameter.data.uniform_(-0.1, 0.1, generator=generator(0, "network", i))
-        task = TrainMetricNetwork(params.evaluate.metric_network, network, image_size=size, microbatch=microbatch)
+        task = TrainMetricNetwork(params.evaluate.metric_network, network, image_size=size)
     return task
 
 
@@ -164,6 +164,8 @@ def batch_of(step: int) -> dict[str, torch.Tensor]:
 
 KINDS = ("pretrain", "decoder", "dit", "metric")
 ALL = (*KINDS, "variational")
+CUT = tuple(kind for kind in ALL if kind != "metric")
+"""What `run.microbatch` cuts."""
 
 
 @pytest.fixture
