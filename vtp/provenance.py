@@ -126,7 +126,9 @@ def ingredients(stage: Stage, params: Params, root: Path = ROOT) -> dict[str, di
     for name in stage.inputs:
         path = root / name / "manifest.json" if (root / name).is_dir() else root / name
         if not path.is_file():
-            raise BrokenArtifact(f"{path} is missing; `dvc repro {stage.name}` makes what it needs.")
+            pin = name.startswith("data/inputs/")
+            remedy = "`python -m vtp pin` writes it" if pin else f"`dvc repro {stage.name}` makes what it needs"
+            raise BrokenArtifact(f"{path} is missing; {remedy}.")
         inputs[name] = digest(path)
     what = {
         "code": {name: digest(root / name) for name in stage.code},

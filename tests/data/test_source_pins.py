@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +9,8 @@ import fsspec
 import pytest
 
 from tests.data.stub import DATA
-from vtp.config import DataParams
-from vtp.data.source_pins import SCENES_VERSION, check, pin, write_pin
+from vtp.config import ROOT, DataParams
+from vtp.data.source_pins import SCENES_VERSION, check, check_there, pin, read_pin, write_pin
 
 SHA_A = "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"
 
@@ -75,6 +76,23 @@ def test_a_source_needs_a_pin(data: DataParams, tmp_path: Path) -> None:
     assert file == tmp_path / "inputs" / "parquet.json"
     assert json.loads(file.read_text())["source"] == "parquet"
     assert str(tmp_path) not in file.read_text()
+
+
+@pytest.mark.parametrize("source", ["imagefolder", "parquet", "webdataset"])
+def test_every_source_has_an_empty_pin_that_says_how_to_fill_it(source: str) -> None:
+    inputs, nothing = ROOT / "data" / "inputs", f"{source}.json pins nothing yet; `python -m vtp pin data.source={source} "
+    for path, quoted in (("/here", "data.path=/here`"), ("/my pictures", "\"data.path='/my pictures'\"`")):
+        with pytest.raises(ValueError, match=re.escape(nothing + quoted)):
+            read_pin(replace(DATA, source=source, path=path), inputs)
+
+
+def test_what_is_not_there_is_seen_before_anything_is_read(data: DataParams, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"parquet\.json does not exist"):
+        check_there(data, tmp_path)
+    write_pin(data, tmp_path)
+    check_there(data, tmp_path)
+    with pytest.raises(ValueError, match="/nowhere is no folder"):
+        check_there(replace(data, path="/nowhere"), tmp_path)
 
 
 def test_folders_of_pictures_are_pinned_one_by_one(tmp_path: Path) -> None:
@@ -166,5 +184,8 @@ def test_scenes_are_pinned_by_version(tmp_path: Path) -> None:
 
 
 def test_nothing_to_pin_is_an_error(data: DataParams, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no train-"):
+    with pytest.raises(ValueError, match="nowhere is no folder"):
         pin(replace(data, path=str(tmp_path / "nowhere")))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no train-"):
+        pin(replace(data, path=str(tmp_path / "empty")))

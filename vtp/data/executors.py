@@ -64,7 +64,7 @@ def _ray(work: Callable[[Job], Result]) -> Iterator[Run]:
     try:
         import ray
     except ImportError:
-        raise ValueError("run.executor=ray, but Ray is not installed; `pip install open-vtp[ray]` brings it.") from None
+        raise ValueError("run.executor=ray, but Ray is not installed; `pip install ray` brings it.") from None
     started = not ray.is_initialized()
     if started:
         path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])

@@ -27,6 +27,7 @@ from vtp.data.work import PARTS, Job, Report, Work
 
 UNLABELLED = ClassInfo("picture", {})
 """The class of everything, where the data has no labels."""
+QUARANTINE = "quarantine.parquet"
 NAMED = 3
 """Broken rows that an error names."""
 
@@ -175,12 +176,19 @@ def _put_together(work: Work, split: str) -> dict[str, Any]:
 
 
 def quarantined(folder: Path, rows: int) -> tuple[dict[tuple[str, str], int], list[dict[str, str]]]:
-    """What was put aside in prepared data: counts by (split, reason), the largest first, and the first rows."""
+    """What was put aside in prepared data: counts by (split, reason), the largest first, and the first rows.
+
+    Raises:
+        ValueError: there is no prepared data.
+    """
     import pyarrow.parquet as pq
 
     counts: Counter[tuple[str, str]] = Counter()
     first: list[dict[str, str]] = []
-    with pq.ParquetFile(folder / "quarantine.parquet") as file:
+    table = folder / QUARANTINE
+    if not table.is_file():
+        raise ValueError(f"{table} is missing; `dvc repro prepare` makes it.")
+    with pq.ParquetFile(table) as file:
         for batch in file.iter_batches():
             found = batch.to_pylist()
             counts.update((row["split"], reason) for row in found for reason in row["reason"].split("; "))
@@ -194,7 +202,7 @@ def _write_quarantine(work: Work) -> None:
     import pyarrow.parquet as pq
 
     schema = pa.schema([(name, pa.string()) for name in ("split", "file", "key", "reason")])
-    with pq.ParquetWriter(work.folder / "quarantine.parquet", schema) as writer:
+    with pq.ParquetWriter(work.folder / QUARANTINE, schema) as writer:
         for split in SPLITS:
             for path in _parts(work, split, "bad.json"):
                 writer.write_table(pa.Table.from_pylist(load_json(path), schema))

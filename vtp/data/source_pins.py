@@ -7,6 +7,7 @@ their names and checksums.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,18 +42,43 @@ def write_pin(data: DataParams, folder: Path) -> Path:
     return file
 
 
-def check(data: DataParams, folder: Path) -> None:
-    """Check the configured source against its pin in `folder`.
+def read_pin(data: DataParams, folder: Path) -> dict[str, Any]:
+    """The pin of the configured source.
 
     Raises:
-        ValueError: there is no pin, or the data differs from it; the first differences are named.
+        ValueError: there is none, or nothing in it yet: `prepare` depends on the file, so that each source has an empty one.
     """
     file = folder / f"{data.source}.json"
     if not file.exists():
         raise ValueError(f"{file} does not exist; `python -m vtp pin` pins data.source={data.source}.")
     pinned = load_json(file)
+    if data.source != "scenes" and not pinned[_kind(data)]:
+        path = f"data.path={data.path}" if re.fullmatch(r"[\w./-]+", str(data.path)) else f"\"data.path='{data.path}'\""
+        raise ValueError(f"{file} pins nothing yet; `python -m vtp pin data.source={data.source} {path}` pins what is there.")
+    return pinned
+
+
+def check_there(data: DataParams, folder: Path) -> None:
+    """As much of `check` as opens no file: that the configured source is there, and pinned.
+
+    Raises:
+        ValueError: there is nothing of the kind, or no pin of it.
+    """
+    if data.source != "scenes":
+        _files(data)
+    read_pin(data, folder)
+
+
+def check(data: DataParams, folder: Path) -> None:
+    """Check the configured source against its pin in `folder`.
+
+    Raises:
+        ValueError: nothing is pinned, or the data differs from the pin; the first differences are named.
+    """
+    pinned = read_pin(data, folder)
     if data.source == "scenes":
         if pinned["version"] != SCENES_VERSION:
+            file = folder / f"{data.source}.json"
             raise ValueError(f"{file} pins scenes {pinned['version']}, not {SCENES_VERSION}; run `python -m vtp pin`.")
         return
     files = _files(data)

@@ -47,6 +47,8 @@ def study_run(
 ) -> None:
     """Run the cells of the study FILE that have no record yet; overrides (key=value) hold for all of them."""
     from vtp import stopping
+    from vtp.config import parse
+    from vtp.data.source_pins import check_there
     from vtp.lock import Lock
     from vtp.provenance import main_checkout
     from vtp.study import plan, process, work
@@ -62,6 +64,8 @@ def study_run(
             f"`dvc exp run --queue`, then `dvc queue start --jobs {at_once}`."
         )
     found = plan.read(file, overrides, only)
+    # Here, since a stage that finds no data fails cell by cell, and each failure replaces a record.
+    check_there(parse(found.cells[0].tree).data, ROOT / "data" / "inputs")
     main, kept = main_checkout(), Records(records / found.name)
     runner: process.Runner = Workshop(main, found, at_once) if direct else Experiments(main, found)
     try:

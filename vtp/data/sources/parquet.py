@@ -27,12 +27,14 @@ def parquet_files(data: DataParams) -> dict[str, list[Path]]:
     names all, if `data.validation_path` names another one for validation.
 
     Raises:
-        ValueError: a folder holds none.
+        ValueError: a folder is not there or holds none.
     """
     assert data.path is not None  # the schema sees to it
     folders = {"train": Path(data.path), "validation": Path(data.validation_path or data.path)}
     found = {}
     for split, folder in folders.items():
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder; data.path and data.validation_path name folders of parquet files.")
         files = sorted(path for prefix in PREFIXES[split] for path in folder.glob(prefix + "*.parquet"))
         if not files and data.validation_path is not None:
             files = sorted(folder.glob("*.parquet"))
