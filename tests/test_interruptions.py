@@ -36,7 +36,12 @@ def steps(folder: Path, stage: str) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("stage", "section", "number"), [("pretrain", "pretrain", signal.SIGTERM), ("train_dit", "dit", signal.SIGUSR1)]
+    ("stage", "section", "number"),
+    [
+        ("pretrain", "pretrain", signal.SIGTERM),
+        ("train_dit", "dit", signal.SIGUSR1),
+        ("train_metric_network", "evaluate.metric_network", signal.SIGINT),
+    ],
 )
 def test_a_signal_saves_within_ten_seconds_and_leaves_with_status_75(project, stage, section, number):
     process = start(project, sys.executable, "-m", f"stages.{stage}", f"{section}.steps=100000", "run.save_every=50")

@@ -211,8 +211,8 @@ def python(code: str, *arguments: str, **environment: str) -> subprocess.Popen:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_outside_of_a_training_leaves_with_status_75(number):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_a_signal_outside_of_a_training_ends_it_at_once(number, status):
     code = """
         import time
         from vtp.run import entry
@@ -227,9 +227,11 @@ def test_a_signal_outside_of_a_training_leaves_with_status_75(number):
     process = python(code)
     assert process.stdout.readline() == "working\n"
     process.send_signal(number)
-    out, _ = process.communicate(timeout=20)
-    assert process.returncode == 75
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == status
     assert out == "tidied\n"
+    assert "Traceback" not in err
+    assert ("interrupted; the same command goes on" in err) == (number == signal.SIGINT)
 
 
 LAUNCHED = """

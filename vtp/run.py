@@ -227,6 +227,8 @@ def entry(main: Callable[[Params], None]) -> None:
         main(params)
     except stopping.NotFinite as error:
         _end(stage, str(error), stopping.DIVERGED)
+    except KeyboardInterrupt:
+        _end(stage, "interrupted; the same command goes on from what is saved", stopping.INTERRUPTED)
     except (ValueError, FileNotFoundError) as error:
         _end(stage, str(error))
     except OSError as error:

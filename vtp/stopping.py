@@ -1,6 +1,7 @@
 """How a training ends before its time.
 
-SIGTERM and SIGUSR1, as a scheduler sends them before it takes a machine away: save, then exit with status 75.
+SIGTERM and SIGUSR1, as a scheduler sends them before it takes a machine away, and Ctrl-C: save, then exit with status 75.
+A second Ctrl-C does not wait for that.
 
 75 is EX_TEMPFAIL of sysexits.h, "try again later"; a scheduler that requeues on it gets the same training back, which goes on
 from where it was. Where there is nothing to save a process leaves at once; the training loop asks between two steps.
@@ -16,6 +17,7 @@ from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_STATUS = 75
+INTERRUPTED = 128 + signal.SIGINT
 DIVERGED = 65
 """Exit status of a stage whose training diverged: EX_DATAERR, trying again will not help."""
 
@@ -43,7 +45,7 @@ def leave_at_once() -> None:
 
 def ignore() -> None:
     """For loading processes: a signal to the whole group must not take them from under a training that wants to save."""
-    for number in SIGNALS:
+    for number in (*SIGNALS, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -55,6 +57,8 @@ class Request:
 
     def make(self, number: int, frame: FrameType | None) -> None:
         """The handler."""
+        if self.made and number == signal.SIGINT:
+            raise KeyboardInterrupt
         self.made = True
 
 
@@ -65,7 +69,9 @@ def noted() -> Iterator[Request]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread can be interrupted
         yield request
         return
-    before = {number: signal.signal(number, request.make) for number in SIGNALS}
+    # What is started in the background ignores Ctrl-C, and goes on doing so.
+    heard = [number for number in (*SIGNALS, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, request.make) for number in heard}
     try:
         yield request
     finally:
