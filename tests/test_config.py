@@ -19,7 +19,12 @@ def test_the_committed_file_passes():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("modle.size=x", "modle"),
+        ("modle.size=x", "modle is not a parameter; did you mean model?"),
+        ("pretrain.stepps=3", "pretrain.stepps is not a parameter; did you mean steps?"),
+        ("pretrain.steps.x=3", "pretrain.steps.x is not a parameter; what is above it is one value"),
+        ("pretrain.objective=ae,ssl+ae", "in quotes of its own"),
+        ("data.path=/data/{0..9}.tar", "in quotes of its own"),
+        ("--help", "write key=value"),
         ("model.size=huge", "model.size=huge"),
         ("pretrain.steps=ten", "pretrain.steps must be a whole number"),
         ("pretrain.steps=0", "pretrain.steps=0"),
@@ -34,6 +39,7 @@ def test_the_committed_file_passes():
         ("pretrain.init_from=weights", "pretrain.init_from=weights must be absolute"),
         ("data.source=parquet", "data.path is null"),
         ("data.path=here", "must be absolute"),
+        ("data.path=/photographs", "data.path=/photographs is not read by data.source=scenes"),
         ("data.class_names=names.txt", "data.class_names=names.txt must be absolute"),
         ("data.mode=index", "data.source=scenes has none"),
         ("data.store_size=32", "data.store_size=32 is below data.image_size"),
@@ -192,6 +198,15 @@ def test_an_unknown_recipe_or_key_is_named(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"pretrain\.stepz"):
         recipes.apply("odd", file=file)
     assert file.read_text() == (ROOT / "params.yaml").read_text()
+
+
+def test_a_recipe_that_lacks_a_value_says_where_to_write_it(tmp_path):
+    file = tmp_path / "params.yaml"
+    file.write_text((ROOT / "params.yaml").read_text())
+    with pytest.raises(ConfigError, match=r"data\.path is null.*`python -m vtp recipe vtp-s key=value`"):
+        recipes.apply("vtp-s", file=file)
+    with pytest.raises(ConfigError, match=r"^pretrain\.objektive=ae: pretrain\.objektive is not a .* did you mean objective\?$"):
+        recipes.apply("demo", ("pretrain.objektive=ae",), file)
 
 
 def test_an_override_of_a_recipe_is_read_as_the_file_is(tmp_path):

@@ -87,6 +87,18 @@ def test_classify_gives_each_name_a_share(vtp, project):
         vtp("classify", "wide.png", "--labels", " , ", "--tokenizer", str(project / "data" / "finetune_decoder"))
 
 
+@pytest.mark.parametrize("command", ["inspect", "reconstruct wide.png --tokenizer", "classify wide.png --tokenizer"])
+def test_where_nothing_was_trained_yet_the_command_that_trains_is_named(vtp, project, monkeypatch, command):
+    monkeypatch.setattr(program, "TOKENIZER", str(project / "nowhere"))
+    with pytest.raises(ConfigError, match=r"nowhere is missing; `dvc repro finetune_decoder` makes it"):
+        vtp(*command.split(), str(project / "nowhere"))
+
+
+def test_quarantine_asks_for_prepared_data(vtp):
+    with pytest.raises(ValueError, match=r"quarantine\.parquet is missing; `dvc repro prepare` makes it"):
+        vtp("quarantine")
+
+
 def test_generate_is_the_same_for_the_same_seed(vtp, project):
     for name in ("a", "b"):
         assert f"wrote {name}.png" in vtp("generate", "--label", "blue ring", "--count", "2", "--out", f"{name}.png")

@@ -77,12 +77,12 @@ def results() -> None:
         click.echo(str(path))
 
 
-TOKENIZER = ROOT / "data" / "finetune_decoder"
+TOKENIZER = str(ROOT / "data" / "finetune_decoder")
 PICTURES = click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 FOLDER = click.option(
     "--tokenizer",
     "folder",
-    default=str(TOKENIZER),
+    default=TOKENIZER,
     show_default="data/finetune_decoder",
     help="Folder in the published layout, or diffusers' of an AutoencoderKL.",
 )
@@ -91,14 +91,14 @@ OUT = click.option("--out", type=click.Path(path_type=Path), help="PNG to write.
 
 
 @main.command()
-@click.argument("folder", default=str(TOKENIZER))
+@click.argument("folder", default=TOKENIZER)
 @HUB
 def inspect(folder: str, hub: bool) -> None:
     """Show what is in a folder or a LightningDiT checkpoint: a tokenizer's or diffusion transformer's sizes and options."""
     from vtp import use
     from vtp.models.hub import fetch
 
-    facts = use.inside(fetch(folder) if hub else Path(folder))
+    facts = use.inside(fetch(folder) if hub else _there(folder))
     width = max(map(len, facts))
     click.echo("\n".join(f"{name:<{width}}  {value}" for name, value in facts.items()))
 
@@ -115,7 +115,7 @@ def reconstruct(images: tuple[Path, ...], folder: str, hub: bool, out: Path | No
     from vtp.models.kinds import open_tokenizer
     from vtp.reporting.pictures import labelled_rows, save_png
 
-    tokenizer = open_tokenizer(folder, hub=hub)
+    tokenizer = open_tokenizer(folder if hub else _there(folder), hub=hub)
     pixels = use.read_pictures(images, size or tokenizer.image_size)
     back, ratios = use.reconstructed(tokenizer, pixels)
     for file, ratio in zip(images, ratios.tolist(), strict=True):
@@ -135,7 +135,7 @@ def classify(images: tuple[Path, ...], folder: str, hub: bool, labels: str | Non
     from vtp import use
     from vtp.models.kinds import open_tokenizer
 
-    tokenizer = open_tokenizer(folder, hub=hub)
+    tokenizer = open_tokenizer(folder if hub else _there(folder), hub=hub)
     if labels is None:
         names = [entry.name for entry in _classes("name what to choose from with --labels a,b,c")]
     else:
@@ -167,6 +167,13 @@ def generate(label: str | None, count: int, seed: int, out: Path | None) -> None
     out = out or Path("generated.png")
     save_png(out, captioned(pictures, [classes[number].name for number in numbers], 8))
     click.echo(f"wrote {out}")
+
+
+def _there(folder: str) -> Path:
+    """A tokenizer's folder; the default one only if the pipeline has made it."""
+    if folder == TOKENIZER and not Path(folder).exists():
+        raise ConfigError(f"{folder} is missing; `dvc repro finetune_decoder` makes it, or name the folder of a tokenizer.")
+    return Path(folder)
 
 
 def _classes(why: str) -> list[ClassInfo]:

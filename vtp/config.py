@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from vtp.config_data import DataParams as DataParams
 from vtp.config_data import check_data
 from vtp.origins import check_baselines, check_network, check_origins, check_patches, folder_of, given
-from vtp.typed import ConfigError, Count, Interval, Positive, Range, Rate, Weight, Whole, build
+from vtp.typed import ConfigError, Count, Interval, Positive, Range, Rate, Weight, Whole, build, unknown
 
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout this code was imported from."""
@@ -349,9 +349,27 @@ def load(overrides: list[str] | None = None, file: Path = ROOT / "params.yaml") 
         with initialize_config_dir(str(file.parent), version_base="1.3"):
             raw = OmegaConf.to_container(compose(file.stem, overrides=overrides or []))
     except (HydraException, OmegaConfBaseException) as error:
-        cause = error.__cause__ or error
-        raise ConfigError(f"{file.name}: {' '.join(str(cause).split())}") from None
+        raise _refused(error, file) from None
     return parse(raw)
+
+
+def _refused(error: Exception, file: Path) -> ConfigError:
+    """What Hydra says of an override in a paragraph, in a line."""
+    from hydra.errors import OverrideParseException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+    cause = error.__cause__ or error
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
+        above = OmegaConf.to_container(OmegaConf.load(file))
+        for part in cause.full_key.split(".")[:-1]:
+            above = above.get(part) if isinstance(above, dict) else None
+        return unknown(cause.full_key, above if isinstance(above, dict) else ())
+    told = f"{error.override} cannot be read" if isinstance(error, OverrideParseException) else " ".join(str(cause).split())
+    told, ambiguous, _ = told.partition(" 1. To use it as a list")
+    if ambiguous or isinstance(error, OverrideParseException):
+        return ConfigError(f"{told}; write key=value, and a value with commas or braces in quotes of its own: \"key='a,b'\".")
+    return ConfigError(f"{file.name}: {told}")
 
 
 def parse(raw: object) -> Params:

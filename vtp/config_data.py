@@ -60,6 +60,11 @@ def check_data(data: DataParams) -> None:
         known = value is None or (key == "class_names" and value == "imagenet") or Path(value).is_absolute()
         if not known and not (data.source == "webdataset" and "://" in value):
             raise ConfigError(f"data.{key}={value} must be absolute, or a copy of the checkout would not find it.")
+    if data.source == "scenes" and (data.path or data.validation_path):
+        raise ConfigError(
+            f"data.path={data.path or data.validation_path} is not read by data.source=scenes; take data.source=imagefolder, "
+            "parquet or webdataset, or set the path to null."
+        )
     if data.source == "webdataset":
         if data.validation_path is None:
             raise ConfigError(

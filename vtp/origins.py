@@ -76,7 +76,7 @@ def check_baselines(p: Params) -> None:
     aligned, teacher = "align" in p.pretrain.objective, p.pretrain.align.teacher
     if aligned != (teacher is not None):
         needs = "needs a teacher, the folder of a tokenizer or timm:<name>" if aligned else "has no use for one; set it to null"
-        raise ConfigError(f"pretrain.align.teacher={teacher}: pretrain.objective={p.pretrain.objective} {needs}.")
+        raise ConfigError(f"pretrain.align.teacher={teacher or 'null'}: pretrain.objective={p.pretrain.objective} {needs}.")
     if teacher is not None and p.pretrain.init_from is not None:
         raise ConfigError("pretrain.init_from and pretrain.align.teacher both name a tokenizer; one at a time can be pinned.")
     if p.pretrain.frozen and (p.pretrain.init_from is None or p.pretrain.objective != "ae"):

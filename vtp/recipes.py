@@ -8,7 +8,7 @@ from typing import Any
 
 from vtp.artifacts import aside
 from vtp.config import ROOT, parse
-from vtp.typed import ConfigError
+from vtp.typed import ConfigError, unknown
 
 FOLDER = ROOT / "recipes"
 
@@ -33,8 +33,14 @@ def apply(name: str, overrides: tuple[str, ...] = (), file: Path = ROOT / "param
     yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
     yaml.preserve_quotes = True
     tree = yaml.load(file.read_text())
-    changed = [key for values in [*chain(name), *map(parsed, overrides)] for key in put(values, tree, f"recipe {name}")]
-    parse(tree)
+    changed = [key for values in chain(name) for key in put(values, tree, f"recipe {name}")]
+    changed += [key for override in overrides for key in put(parsed(override), tree, override)]
+    try:
+        parse(tree)
+    except ConfigError as error:
+        if overrides:
+            raise
+        raise ConfigError(f"{error} Say it behind the recipe's name: `python -m vtp recipe {name} key=value`.") from None
     with aside(file) as temporary, temporary.open("w") as out:
         yaml.dump(tree, out)
     return changed
@@ -110,7 +116,7 @@ def _leaves(values: Mapping[str, Any], tree: Mapping[str, Any], origin: str, pre
     for key, value in values.items():
         path = f"{prefix}{key}"
         if key not in tree:
-            raise ConfigError(f"{origin}: {path} is not a parameter of params.yaml.")
+            raise ConfigError(f"{origin}: {unknown(path, tree)}")
         if isinstance(value, Mapping):
             if not isinstance(tree[key], Mapping):
                 raise ConfigError(f"{origin}: {path} is one value, not a table of {', '.join(map(str, value))}.")

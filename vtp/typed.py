@@ -11,6 +11,7 @@ import difflib
 import math
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -42,6 +43,16 @@ Rate = Annotated[float, Range(least=0, most=1)]
 Positive = Annotated[float, Range(above=0)]
 Weight = Annotated[float, Range(least=0)]
 Interval = Annotated[tuple[float, float], Range(above=0, most=1)]
+
+
+def unknown(key: str, known: Iterable[Any]) -> ConfigError:
+    """The error for a dotted key that is none, with the nearest of those `known` in its place."""
+    names = [str(name) for name in known]
+    if not names:
+        return ConfigError(f"{key} is not a parameter; what is above it is one value, not a table.")
+    close = difflib.get_close_matches(key.rpartition(".")[2], names, 1)
+    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(names)}."
+    return ConfigError(f"{key} is not a parameter; {hint}")
 
 
 def build(schema: Any, value: Any, key: str = "") -> Any:
@@ -92,9 +103,7 @@ def _table(schema: Any, value: Any, key: str) -> Any:
     kinds = typing.get_type_hints(schema, include_extras=True)
     for name in value:
         if name not in kinds:
-            close = difflib.get_close_matches(str(name), list(kinds), 1)
-            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(kinds)}."
-            raise ConfigError(f"{_join(key, str(name))} is not a parameter; {hint}")
+            raise unknown(_join(key, str(name)), kinds)
     for name in kinds:
         if name not in value:
             raise ConfigError(f"{_join(key, name)} is missing; every parameter is written out in params.yaml.")

@@ -287,6 +287,6 @@ def _class() -> type[Any]:
         from diffusers import AutoencoderKL
     except ImportError as error:
         raise ValueError(
-            f'a convolutional tokenizer needs diffusers, which cannot be imported ({error}); `pip install "open-vtp[kl-vae]"`.'
+            f"a convolutional tokenizer needs diffusers, which cannot be imported ({error}); `pip install diffusers`."
         ) from None
     return AutoencoderKL
