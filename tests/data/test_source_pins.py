@@ -189,3 +189,5 @@ def test_nothing_to_pin_is_an_error(data: DataParams, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty holds no train-"):
         pin(replace(data, path=str(tmp_path / "empty")))
+    with pytest.raises(ValueError, match="empty holds no files"):
+        pin(replace(data, source="imagefolder", path=str(tmp_path / "empty")))

@@ -156,7 +156,7 @@ def test_a_teacher_may_be_a_folder(tmp_path):
 
 
 def test_without_a_teacher_the_cell_that_needs_one_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"the cell objective=vavae, .* cannot be: pretrain.align.teacher=None"):
+    with pytest.raises(ConfigError, match=r"the cell objective=vavae, .* cannot be: pretrain.align.teacher=null"):
         planned(tmp_path, **TAUGHT)
 
 

@@ -105,7 +105,10 @@ def _files(data: DataParams) -> dict[str, str]:
 def _pictures(data: DataParams) -> Iterator[tuple[str, str]]:
     if data.source == "imagefolder":
         for split, root in roots(data).items():
-            yield from ((f"{split}/{name}", str(root / name)) for name in sorted(file_names(root)))
+            names = sorted(file_names(root))
+            if not names:
+                raise ValueError(f"{root} holds no files; data.path and data.validation_path name folders of pictures.")
+            yield from ((f"{split}/{name}", str(root / name)) for name in names)
     elif data.source == "parquet":
         for split, files in parquet_files(data).items():
             yield from ((f"{split}/{file.name}", str(file)) for file in files)
