@@ -120,7 +120,7 @@ def test_missing_teachers_are_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["pretrain.objective=ae+align"], "pretrain.align.teacher=None: pretrain.objective=ae.align needs a teacher"),
+        (["pretrain.objective=ae+align"], "pretrain.align.teacher=null: pretrain.objective=ae.align needs a teacher"),
         (["pretrain.align.teacher=/teacher"], "has no use for one; set it to null"),
         (["pretrain.objective=ae+align", "pretrain.align.teacher=teacher"], "pretrain.align.teacher=teacher must be absolute"),
         ([*ALIGNED, "pretrain.init_from=/begin"], "one at a time can be pinned"),
