@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -40,12 +42,23 @@ TINY = (
 )
 
 
+FOREIGN = re.compile("(GIT|DVC|MLFLOW)_.*|PYTHONPATH|VTP_LAUNCH|VTP_LOCK|RANK|WORLD_SIZE")
+"""Variables that point back to this checkout (a hook of git's runs the tests, say), to a server or to other processes."""
+OWN = {
+    "DVC_NO_ANALYTICS": "1",
+    # What a user or a machine sets for all repositories: shared caches, hooks, signed commits.
+    "DVC_GLOBAL_CONFIG_DIR": os.devnull,
+    "DVC_SYSTEM_CONFIG_DIR": os.devnull,
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+} | {f"GIT_{role}_{what}": f"{what}@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+
+
 def environment() -> dict[str, str]:
-    """This environment's programs in front, nothing that points back to this checkout."""
+    """This environment's programs in front, and nothing from outside that a clone's results could depend on."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    dropped = ("PYTHONPATH", "DVC_ROOT", "MLFLOW_TRACKING_URI", "VTP_LAUNCH")
-    kept = {key: value for key, value in os.environ.items() if key not in dropped}
-    return {"VTP_TRACKING": "off"} | kept | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
+    kept = {key: value for key, value in os.environ.items() if not FOREIGN.fullmatch(key)}
+    return {"VTP_TRACKING": "off"} | kept | {"PATH": path} | OWN
 
 
 def sh(folder: Path, *command: str, ok: bool | None = True, **extra: str) -> str:
@@ -58,6 +71,12 @@ def sh(folder: Path, *command: str, ok: bool | None = True, **extra: str) -> str
     done = subprocess.run(command, cwd=folder, env=environment() | extra, capture_output=True, text=True)
     assert ok is None or (done.returncode == 0) is ok, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def processor_seconds() -> float:
+    """What the commands run until now have used of processors: a busy machine adds little."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def change(folder: Path, *overrides: str) -> None:
@@ -74,7 +93,7 @@ def clone(folder: Path, *overrides: str) -> Path:
     change(folder, *TINY, *overrides)
     sh(folder, "git", "init", "-q", "-b", "main")
     sh(folder, "git", "add", "-A")
-    sh(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "start")
+    sh(folder, "git", "commit", "-qm", "start")
     return folder
 
 
@@ -83,5 +102,5 @@ def finish(folder: Path) -> None:
     project = clone(folder / "project")
     said = sh(project, "dvc", "repro")
     sh(project, "git", "add", "-f", "dvc.lock")
-    sh(project, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "lock")
+    sh(project, "git", "commit", "-qm", "lock")
     (folder / "said").write_text(said)

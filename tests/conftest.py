@@ -46,12 +46,11 @@ def finished(finished_copy: Callable[[], Path]) -> Path:
 @pytest.fixture
 def project(finished: Path) -> Iterator[Path]:
     """The finished clone, which is itself again afterwards, without the runs that were added."""
-    from tests.kills import processes
+    from tests.kills import kill_all
 
     before = set(finished.glob("runs/*/*"))
     yield finished
-    for process in processes(finished):
-        process.kill()
+    kill_all(finished)
     sh(finished, "git", "checkout", "-q", ".")
     sh(finished, "git", "clean", "-fdq")
     sh(finished, "dvc", "checkout", "--force")

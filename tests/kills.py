@@ -79,15 +79,17 @@ def stages(found: Sequence[psutil.Process]) -> dict[str, float]:
 
 
 def kill_all(folder: Path) -> str:
-    """Kill everything in a clone; the stage that was at work, and the step of its newest checkpoint if it has one."""
+    """Kill everything in a clone, until nothing is left; the stage that was at work, and the step of its newest checkpoint."""
     hit: set[str] = set()
-    for _ in range(3):  # who was about to start a child has started it now
+    empty = 0
+    while empty < 2:  # who ends during a look may have started a child that the look did not see
         found = processes(folder)
+        empty = 0 if found else empty + 1
         hit |= stages(found).keys()
         for process in found:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        time.sleep(0.05)
+        time.sleep(0.02)
     told = []
     for stage in sorted(hit):
         steps = [int(path.name[5:]) for path in (folder / "runs" / stage).glob("*/checkpoints/step-*")]

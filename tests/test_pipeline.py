@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.clones import TINY, change, environment, sh
+from tests.clones import TINY, change, processor_seconds, sh
 
 pytestmark = [pytest.mark.slow, pytest.mark.trap]
 
@@ -35,13 +33,11 @@ def repro(folder: Path) -> set[str]:
     return set(re.findall(r"Running stage '(\w+)'", sh(folder, "dvc", "repro")))
 
 
-def processor_seconds(folder: Path, *command: str) -> float:
-    """What a command and its children use of processors: no other process counts, and a busy machine adds little."""
-    process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
-    return used.ru_utime + used.ru_stime
+def cost(folder: Path, *command: str) -> float:
+    """Seconds of processor that a command takes."""
+    before = processor_seconds()
+    sh(folder, *command)
+    return processor_seconds() - before
 
 
 def test_the_pipeline_from_nothing_to_a_report(project):
@@ -59,7 +55,7 @@ def test_the_pipeline_from_nothing_to_a_report(project):
     assert sh(project, "git", "status", "--porcelain") == ""  # nothing of a run is left for git but the lock file
 
     assert repro(project) == set()
-    assert processor_seconds(project, "dvc", "repro") < 4 * processor_seconds(project, "dvc", "stage", "list")  # 2, measured
+    assert cost(project, "dvc", "repro") < 4 * cost(project, "dvc", "stage", "list")  # 2, measured
 
     change(project, *TINY, "run.workers=1", "run.picture_every=3")
     assert repro(project) == set()

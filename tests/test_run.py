@@ -12,6 +12,7 @@ import textwrap
 import pytest
 import torch
 
+from tests.waiting import PATIENCE
 from vtp import provenance
 from vtp import run as runs
 from vtp.artifacts import read_manifest, write_manifest
@@ -227,8 +228,13 @@ def test_a_signal_outside_of_a_training_ends_it_at_once(number, status):
     process = python(code)
     assert process.stdout.readline() == "working\n"
     process.send_signal(number)
+<<<<<<< HEAD
     out, err = process.communicate(timeout=20)
     assert process.returncode == status
+=======
+    out, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 75
+>>>>>>> c7ea2d7 (Tests wait for conditions and have clocks of their own; a clone sees nothing of the user's git, DVC and MLflow)
     assert out == "tidied\n"
     assert "Traceback" not in err
     assert ("interrupted; the same command goes on" in err) == (number == signal.SIGINT)
@@ -260,7 +266,7 @@ def test_a_launcher_takes_the_place_of_the_stage_and_keeps_its_lock(tmp_path):
     )
     launcher.chmod(0o755)
     process = python(LAUNCHED, "run.workers=2", MAIN=str(tmp_path), VTP_LAUNCH=f"{launcher} --ranks 2 -m")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     said = json.loads(out)
     assert said["argv"] == ["--ranks", "2", "-m", "stages.made_up", "run.workers=2"]
@@ -271,13 +277,13 @@ def test_a_launcher_takes_the_place_of_the_stage_and_keeps_its_lock(tmp_path):
 
 def test_a_launched_stage_does_not_launch_again_and_lets_the_lock_go_at_its_end(tmp_path):
     first = python(LAUNCHED, MAIN=str(tmp_path))
-    out, err = first.communicate(timeout=60)
+    out, err = first.communicate(timeout=PATIENCE)
     assert first.returncode == 0, err
     work = next((tmp_path / "runs" / "made_up").iterdir())
     (work / "lock").write_text("{}")
     for rank in ("1", "0"):
         process = python(LAUNCHED, MAIN=str(tmp_path), VTP_LAUNCH="nothing", VTP_LOCK=str(work / "lock"), RANK=rank)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, err
         assert json.loads(out)["locked"]
     assert not (work / "lock").exists()
@@ -285,7 +291,7 @@ def test_a_launched_stage_does_not_launch_again_and_lets_the_lock_go_at_its_end(
 
 def test_a_launcher_that_is_not_there_is_named(tmp_path):
     process = python(LAUNCHED, MAIN=str(tmp_path), VTP_LAUNCH="no-such-launcher -m")
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "VTP_LAUNCH=no-such-launcher -m: there is no program no-such-launcher." in err
     assert "Traceback" not in err
@@ -304,7 +310,7 @@ def test_a_full_disk_is_one_line(tmp_path):
         runs.entry(main)
     """
     process = python(code, str(tmp_path))
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "No space left on device: '/somewhere/models.safetensors'. What was saved before is whole; mend this" in err
     assert "Traceback" not in err
@@ -336,11 +342,13 @@ def test_a_training_that_diverged_has_an_exit_status_of_its_own(monkeypatch, cap
         ("evaluate_tokenizer", ["evaluate.batch=1"], "One picture at a time is too much already"),
     ],
 )
-def test_a_full_gpu_is_one_line_that_names_the_setting(stage, settings, remedy, monkeypatch, capsys):
+def test_a_full_gpu_is_one_line_that_names_the_setting(stage, settings, remedy, monkeypatch, capsys, tmp_path):
     def main(params):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 80 GiB")
 
     monkeypatch.setattr(sys, "argv", [f"stages/{stage}.py", *settings])
+    monkeypatch.setattr(runs, "main_checkout", lambda: tmp_path)
+    monkeypatch.setattr(runs.stopping, "leave_at_once", lambda: None)
     with pytest.raises(SystemExit) as ended:
         runs.entry(main)
     assert ended.value.code == 1

@@ -6,12 +6,12 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.clones import clone, environment, sh
+from tests.clones import clone, environment, processor_seconds, sh
+from tests.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -53,9 +53,9 @@ def test_variants_run_as_experiments_one_after_another_and_a_second_call_does_no
     assert len(list((project / "runs" / "pretrain" / "shared").glob("*/step-*"))) == 3
     assert sh(project, "git", "status", "--porcelain", "params.yaml") == ""
 
-    start = time.monotonic()
+    before = processor_seconds()
     assert "3 cells, 0 to run" in sh(project, *SMOKE)
-    assert time.monotonic() - start < 20
+    assert processor_seconds() - before < 20
     assert "wrote" in sh(project, *STUDY, "report")
     assert "ae_12" in (project / "docs" / "study.md").read_text()
     assert (project / "docs" / "study" / "smoke" / "figures" / "sheet.png").is_file()
@@ -72,17 +72,16 @@ def test_two_cells_at_once_leave_the_records_of_one_after_another(project, exper
     assert "3 cells, 0 to run" in sh(other, *SMOKE, "--direct", "--at-once", "2")
 
 
-def test_the_baselines_run_directly_and_a_study_that_was_stopped_goes_on(project):
+def test_the_baselines_run_directly_and_a_study_that_was_stopped_goes_on(project, tmp_path):
     command = [*STUDY, "run", "studies/smoke-baselines.yaml", "--direct"]
-    running = subprocess.Popen(command, cwd=project, env=environment(), stderr=subprocess.PIPE, text=True)
-    start = time.monotonic()
-    while not list((project / "runs" / "studies" / "stages" / "pretrain").glob("*")):  # the teacher is there
-        assert running.poll() is None
-        assert time.monotonic() - start < 300
-        time.sleep(0.2)
+    with (tmp_path / "said").open("w") as said:
+        running = subprocess.Popen(command, cwd=project, env=environment(), stderr=said)
+    kept = project / "runs" / "studies" / "stages" / "pretrain"
+    wait_for(lambda: list(kept.glob("[0-9a-f]*")) or running.poll() is not None)  # the teacher is there
+    assert running.poll() is None, (tmp_path / "said").read_text()
     assert "runs/studies/lock is held by process" in sh(project, *command, ok=False)
     running.send_signal(signal.SIGTERM)
-    assert running.wait(60) in (75, -signal.SIGTERM)
+    assert running.wait(PATIENCE) == 75
     assert "3 done" in sh(project, *command)
     found = records(project, "smoke-baselines")
     assert set(found) == {"vavae_4", "frozen_4", "kl-vae_4"}

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.waiting import PATIENCE, wait_for
 from vtp import tracking, tracking_database, tracking_ui, tracking_upload
 from vtp.tracking import Bar, Track, flatten, publish
 
@@ -200,7 +201,7 @@ def test_a_machine_without_mlflow_keeps_its_spool(tmp_path: Path, alone: list[Pa
     nothing.mkdir(parents=True)
     (nothing / "__init__.py").write_text("raise ModuleNotFoundError('No module named mlflow')")
     process = command(tmp_path, "upload", PYTHONPATH=os.pathsep.join([str(nothing.parent), str(ROOT)]))
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert out.count("\n") == 1
     assert "no MLflow here" in out
@@ -333,9 +334,7 @@ def test_a_killed_uploader_costs_nothing(tmp_path: Path, alone: list[Path], clie
     [path] = (tmp_path / "runs" / "spool").glob("*.jsonl")
     note = path.with_suffix(".pos")
     process = command(tmp_path, "upload")
-    deadline = time.monotonic() + 120
-    while not note.exists() and time.monotonic() < deadline:
-        time.sleep(0.001)
+    wait_for(note.exists, pause=0.001)
     process.kill()
     process.communicate()
     position = json.loads(note.read_text())
@@ -389,13 +388,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_curves_arrive_while_the_run_lasts(tmp_path: Path, client: Any) -> None:
     with begin(tmp_path) as track:
         track.scalars(0, {"loss": 1.0})
-        deadline = time.monotonic() + 120
-        while not runs_of(client)[1] or "loss" not in runs_of(client)[1][0].data.metrics:
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
+        wait_for(lambda: any("loss" in run.data.metrics for run in runs_of(client)[1]), pause=0.5)
         uploader = track._uploader
     assert uploader is not None
-    assert uploader.wait(timeout=60) == 0  # some seconds after the end
+    assert uploader.wait(PATIENCE) == 0  # some seconds after the end
     assert runs_of(client)[1][0].info.status == "FINISHED"
 
 
@@ -466,17 +462,14 @@ def test_the_pages_open_by_themselves_where_there_is_a_display(tmp_path: Path, a
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(call, cwd=tmp_path, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
-        deadline = time.monotonic() + 90
-        while not (tmp_path / "opened").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        wait_for((tmp_path / "opened").exists)
         address = (tmp_path / "opened").read_text().strip()
         assert address in (tmp_path / "log").read_text()
         assert address.startswith(f"http://127.0.0.1:{port}/#/compare-runs?runs=")
         assert tracking_ui.serve(tmp_path, port) == 1  # taken
     finally:
         os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=30)
+        server.wait(PATIENCE)
 
 
 def test_no_page_is_served_from_a_database_that_is_not_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

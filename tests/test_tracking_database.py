@@ -10,13 +10,15 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
+from tests.waiting import PATIENCE, wait_for
 from vtp import tracking_database, tracking_upload
 from vtp.config import ROOT
 from vtp.tracking import Spool
@@ -48,6 +50,7 @@ def _tracking_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VTP_TRACKING", "on")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 def train(main: Path, stage: str = "pretrain", **environment: str) -> subprocess.Popen[str]:
@@ -58,7 +61,7 @@ def train(main: Path, stage: str = "pretrain", **environment: str) -> subprocess
 
 def ended(training: subprocess.Popen[str]) -> tuple[float, int]:
     """Wait for a training to end well; the seconds that tracking took, and its uploader."""
-    out, _ = training.communicate(timeout=60)
+    out, _ = training.communicate(timeout=PATIENCE)
     assert training.returncode == 0
     seconds, uploader = out.split()
     return float(seconds), int(uploader)
@@ -70,11 +73,11 @@ def kill_uploader(main: Path, number: int) -> None:
         pass
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 90.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def healthy(server: str) -> bool:
+    """Whether MLflow answers there; its port is open before."""
+    with suppress(OSError), urlopen(f"{server}/health", timeout=PATIENCE) as answer:
+        return answer.status == 200
+    return False
 
 
 def uploaded(main: Path, to: str) -> bool:
@@ -209,7 +212,7 @@ def test_a_server_that_comes_up_later_gets_each_point_once_and_keeps_its_own_art
     with (there / "log").open("w") as log:
         server = subprocess.Popen(call, cwd=there, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True)
     try:
-        wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+        wait_for(lambda: healthy(uri))
         for _ in range(2):
             for note in (main / "runs" / "spool").glob("*.pos"):
                 note.unlink()
@@ -220,7 +223,7 @@ def test_a_server_that_comes_up_later_gets_each_point_once_and_keeps_its_own_art
         assert not list(main.glob("mlflow.db*"))
     finally:
         os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=30)
+        server.wait(PATIENCE)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,12 +14,16 @@ from benchmarks import measure
 CPU = torch.device("cpu")
 
 
-def test_the_median_of_the_runs_is_reported_and_the_warm_up_is_not():
-    waits = iter([0.05, 0.001, 0.02, 0.001])
-    timing = measure.timed(lambda: time.sleep(next(waits)), CPU, warmup=1, runs=3)
+def test_the_median_of_the_runs_is_reported_and_the_warm_up_is_not(monkeypatch: pytest.MonkeyPatch):
+    waits, now = iter([0.5, 0.002, 0.02, 0.001]), [0.0]
+
+    def work() -> None:
+        now[0] += next(waits)
+
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    timing = measure.timed(work, CPU, warmup=1, runs=3)
     assert timing.runs == 3
-    assert timing.fastest <= timing.milliseconds < 15
-    assert timing.slowest >= 20
+    assert [timing.fastest, timing.milliseconds, timing.slowest] == pytest.approx([1, 2, 20])
 
 
 def test_operations_of_a_matrix_product_are_counted():

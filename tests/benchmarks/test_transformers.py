@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import dit, sampling, tokenizer
 from benchmarks.kernels import SETTINGS
+from tests.waiting import PATIENCE
 from vtp.config import ROOT
 
 
@@ -22,7 +23,7 @@ def test_a_step_costs_what_it_is_known_to_cost() -> None:
 def test_kernels_are_timed_under_each_of_their_settings() -> None:
     command = [sys.executable, "-m", "benchmarks.kernels", "--tiny", "gate_plus_backward", "added_norm"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     told = [line.split()[0] for line in done.stderr.splitlines() if "GB/s" in line]
     assert told == ["a"] + [name for name in ("gate_plus_backward", "added_norm") for _ in SETTINGS[name][1]]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.waiting import wait_for
 from vtp import dist
 from vtp.data.batches import Batches
 from vtp.data.shards import Split
@@ -27,7 +28,7 @@ from vtp.data.batches import Batches
 from vtp.data.shards import Split
 
 torch.set_num_threads(1)
-folder, work, workers, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+folder, work, workers, steps, alive = Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:])
 saved = work / "saved"
 start = int(saved.read_text()) if saved.exists() else 0
 batches = Batches(Split(folder, "train"), batch=6, seed=11, workers=workers, shards_per_window=2)
@@ -35,6 +36,8 @@ for step, batch in zip(range(start, steps), batches(start, steps), strict=True):
     met = " ".join(str(hash_) for hash_ in batch["images"].long().sum((1, 2, 3)).tolist())
     with (work / "met").open("a") as log:
         log.write(f"{step}: {met}\\n")
+    while step == start + alive:  # to be killed before or here
+        time.sleep(1)
     time.sleep(0.03)
     if step % 3 == 2:
         (work / ".saved").write_text(str(step + 1))
@@ -85,20 +88,15 @@ def test_a_killed_training_loses_and_repeats_nothing(prepared: Path, tmp_path: P
     assert len(set(sums)) == len(sums)  # so a sum is an address
     steps = EPOCHS * len(split) // BATCH + 1
     command = [sys.executable, "-c", TRAINING, str(prepared), str(tmp_path), str(workers), str(steps)]
-    rng, kills = random.Random(workers), 0
-    while True:
-        process = subprocess.Popen(command, start_new_session=True)
-        before = _lines(tmp_path)
-        while process.poll() is None and not (kills < 3 and _lines(tmp_path) > before):
-            time.sleep(0.01)
-        if process.poll() is None:
-            time.sleep(rng.uniform(0, 0.1))
-            os.killpg(process.pid, signal.SIGKILL)  # the process and those that load for it
-            kills += 1
-        if process.wait() == 0:
-            break
-        assert process.returncode == -signal.SIGKILL
-    assert kills == 3
+    rng = random.Random(workers)
+    saved = tmp_path / "saved"
+    for alive, ready in ((0, lambda: _lines(tmp_path)), (2, lambda: _lines(tmp_path) > 1), (4, saved.exists)):
+        process = subprocess.Popen([*command, str(alive)], start_new_session=True)
+        wait_for(ready)
+        time.sleep(rng.uniform(0, 0.1))
+        os.killpg(process.pid, signal.SIGKILL)  # the process and those that load for it
+        assert process.wait() == -signal.SIGKILL
+    subprocess.run([*command, str(steps)], check=True)
     met: dict[int, str] = {}
     for line in (tmp_path / "met").read_text().splitlines():
         step, _, content = line.partition(": ")

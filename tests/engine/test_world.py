@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
 from tests.tasks.conftest import ALL, batch_of, build
+from tests.waiting import PATIENCE
 from vtp import dist
 from vtp.engine.checkpoint import Checkpoints
 from vtp.engine.loop import fit
@@ -55,7 +56,7 @@ def train(kind: str, folder: Path, *, signalled: bool = False) -> None:
 def one_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = td.FileStore(f"{folder}/store", WORLD)
-    td.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=120))
+    td.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=PATIENCE))
     for kind in ALL:
         train(kind, Path(folder))
     try:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.waiting import PATIENCE
 from vtp.config import ROOT
 from vtp.models import blocks, dit_blocks, kernels_norm
 from vtp.seeding import generator
@@ -92,7 +93,9 @@ def test_kernels_are_the_plain_lines() -> None:
         "print(json.dumps([heads_errors(*case) for case in CASES] + gates + norms))"
     )
     environment = os.environ | {"TRITON_INTERPRET": "1"}  # read when a kernel is defined, hence the process of its own
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stderr
     errors = json.loads(done.stdout)
     assert len(errors) == len(CASES) + 6
@@ -148,6 +151,8 @@ for kernel, constants, warps in CASES:
 
 def test_kernels_compile_for_a_gpu_that_is_not_here(tmp_path) -> None:
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", HOPPER], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", HOPPER], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 8

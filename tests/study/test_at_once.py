@@ -6,8 +6,8 @@ import dataclasses
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from tests.study.test_direct import lay, ran
 from tests.study.test_plan import planned
+from tests.waiting import PATIENCE, wait_for
 from vtp import stopping
 from vtp.config import ConfigError
 from vtp.lock import Lock
@@ -60,8 +61,9 @@ def body(folder: Path, stage: str, *lines: str) -> None:
 
 
 def until(condition: str) -> str:
-    """Lines of a body that wait for something, 20 s at most."""
-    return f"for _ in range(1000): {condition} or time.sleep(0.02)\nassert {condition}, 'nobody came'"
+    """Lines of a body that wait for something."""
+    head = f"end = time.monotonic() + {PATIENCE}\nwhile not ({condition}):"
+    return f"{head}\n    assert time.monotonic() < end, 'nobody came'\n    time.sleep(0.02)"
 
 
 BOTH = ("(here / f'came-{steps}').touch()", until("len(list(here.glob('came-*'))) == 2"))
@@ -70,7 +72,7 @@ SAVE = (
     "def save(*_): (here / f'saved-{steps}').touch(); sys.exit(75)",
     "signal.signal(signal.SIGTERM, save)",
     "(here / f'ready-{steps}').touch()",
-    "time.sleep(0 if (here / f'saved-{steps}').exists() else 60)",
+    "time.sleep(0 if (here / f'saved-{steps}').exists() else 600)",
 )
 """Lines of a training that never ends but when it is told to save, and then goes on next time."""
 
@@ -147,9 +149,8 @@ def test_a_signal_lets_all_that_run_save_and_the_study_goes_on_next_time(go, tmp
     grid = {"objective": ["ae"], "pretrain_steps": [10, 30, 50]}
 
     def interrupt() -> None:
-        begin = time.monotonic()
-        while len(list(tmp_path.glob("ready-*"))) < 2 and time.monotonic() - begin < 30:
-            time.sleep(0.02)
+        with suppress(AssertionError):  # the study must end in any case
+            wait_for(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
         os.kill(os.getpid(), number)
 
     sender = threading.Thread(target=interrupt)
@@ -256,7 +257,9 @@ class Hands:
             self.beside.append(list(self.running))
             self.changed.notify_all()
             full = min(self.at_once, self.left)
-            assert self.changed.wait_for(lambda: self.running[0] == cell.name and len(self.running) >= min(full, self.left), 20)
+            assert self.changed.wait_for(
+                lambda: self.running[0] == cell.name and len(self.running) >= min(full, self.left), PATIENCE
+            )
             self.left -= 1
             self.running.remove(cell.name)
             self.changed.notify_all()

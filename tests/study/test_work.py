@@ -8,12 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 
 from tests.study.test_plan import planned
+from tests.waiting import PATIENCE, wait_for
+from vtp.config import ROOT
 from vtp.lock import Held, Lock
 from vtp.reporting.pictures import save_png
 from vtp.study import work
@@ -154,7 +155,7 @@ def test_a_signal_reaches_the_program_and_waits_for_it_to_save(tmp_path):
     child = (
         "import signal, sys, time, pathlib\n"
         "def save(*_): pathlib.Path('saved').write_text(''); sys.exit(75)\n"
-        "signal.signal(signal.SIGTERM, save); pathlib.Path('ready').write_text(''); time.sleep(60)"
+        "signal.signal(signal.SIGTERM, save); pathlib.Path('ready').write_text(''); time.sleep(600)"
     )
     parent = f"""
 import pathlib, sys
@@ -172,13 +173,10 @@ class Child(Programs):
 stopping.leave_at_once()
 work.run(planned(pathlib.Path(".")), Records(pathlib.Path("records")), Child(), Lock(pathlib.Path("lock")), retry=False)
 """
-    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=tmp_path, env=environment)
-    start = time.monotonic()
-    while not (tmp_path / "ready").exists():
-        assert time.monotonic() - start < 30
-        time.sleep(0.05)
+    wait_for((tmp_path / "ready").exists)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 75
+    assert process.wait(PATIENCE) == 75
     assert (tmp_path / "saved").exists()
     assert not (tmp_path / "records").exists()
