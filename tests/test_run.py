@@ -228,13 +228,8 @@ def test_a_signal_outside_of_a_training_ends_it_at_once(number, status):
     process = python(code)
     assert process.stdout.readline() == "working\n"
     process.send_signal(number)
-<<<<<<< HEAD
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == status
-=======
-    out, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 75
->>>>>>> c7ea2d7 (Tests wait for conditions and have clocks of their own; a clone sees nothing of the user's git, DVC and MLflow)
     assert out == "tidied\n"
     assert "Traceback" not in err
     assert ("interrupted; the same command goes on" in err) == (number == signal.SIGINT)
