@@ -47,8 +47,8 @@ FOREIGN = re.compile("(GIT|DVC|MLFLOW)_.*|PYTHONPATH|VTP_LAUNCH|VTP_LOCK|RANK|WO
 OWN = {
     "DVC_NO_ANALYTICS": "1",
     # What a user or a machine sets for all repositories: shared caches, hooks, signed commits.
-    "DVC_GLOBAL_CONFIG_DIR": os.devnull,
-    "DVC_SYSTEM_CONFIG_DIR": os.devnull,
+    "DVC_GLOBAL_CONFIG_DIR": "/nowhere",
+    "DVC_SYSTEM_CONFIG_DIR": "/nowhere",
     "GIT_CONFIG_GLOBAL": os.devnull,
     "GIT_CONFIG_NOSYSTEM": "1",
 } | {f"GIT_{role}_{what}": f"{what}@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
