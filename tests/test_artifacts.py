@@ -78,3 +78,21 @@ def test_what_a_killed_process_of_the_same_number_left_is_no_hindrance(tmp_path)
         (folder / "whole").write_text("y")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["whole"]
     assert not left.exists()
+
+
+def test_a_link_to_a_folder_is_replaced_and_what_it_led_to_stays(tmp_path):
+    (tmp_path / "large disk").mkdir()
+    (tmp_path / "large disk" / "old").write_text("x")
+    (tmp_path / "out").symlink_to(tmp_path / "large disk")
+    with artifacts.folder_aside(tmp_path / "out") as folder:
+        (folder / "new").write_text("y")
+    assert not (tmp_path / "out").is_symlink()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
+    assert [path.name for path in (tmp_path / "large disk").iterdir()] == ["old"]
+
+
+@pytest.mark.trap
+def test_a_name_never_comes_to_the_disk_before_its_content(tmp_path, settled):
+    """Otherwise a power cut leaves an empty file of that name."""
+    artifacts.save_json(tmp_path / "x.json", {"a": 1})
+    assert settled == [tmp_path / "x.json"]

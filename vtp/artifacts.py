@@ -37,7 +37,7 @@ def aside(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         if path.is_dir():
-            shutil.rmtree(path)
+            remove(path)
         os.replace(temporary, path)
     finally:
         remove(temporary)
@@ -59,10 +59,28 @@ def folder_aside(path: Path) -> Iterator[Path]:
         yield temporary
 
 
+def settle(path: Path) -> None:
+    """Wait until a file, or a folder with all that is in it, is on the disk. Otherwise a power cut may leave its name alone.
+
+    Raises:
+        OSError: the disk is full, say: some file systems tell no sooner.
+    """
+    for inner in [*path.rglob("*"), path]:
+        descriptor = os.open(inner, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError:
+            if not inner.is_dir():  # of which not every file system knows how to
+                raise
+        finally:
+            os.close(descriptor)
+
+
 def save_json(path: Path, value: Any) -> None:
-    """Indented JSON with stable key order as given; NaN and infinities are refused."""
+    """Indented JSON with stable key order as given, whole or absent even after a power cut; NaN and infinities are refused."""
     with aside(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        settle(temporary)
 
 
 def load_json(path: Path) -> Any:
@@ -76,7 +94,7 @@ def load_json(path: Path) -> Any:
     except FileNotFoundError:
         raise BrokenArtifact(f"{path} is missing; run the stage that writes it (`dvc repro`).") from None
     except ValueError as error:
-        raise BrokenArtifact(f"{path} is not JSON ({error}).") from None
+        raise BrokenArtifact(f"{path} is not JSON ({error}); delete it and make it anew.") from None
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], note: tuple[str, str] | None = None) -> None:

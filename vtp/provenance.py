@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vtp.artifacts import BrokenArtifact, digest
+from vtp.artifacts import BrokenArtifact, aside, digest
 from vtp.config import ROOT, ConfigError, Params
 
 OBSERVERS = (
@@ -190,7 +190,7 @@ def write_deps(file: Path = ROOT / "dvc.yaml") -> bool:
         script = stage["cmd"].split()[-1].replace(".", "/") + ".py"
         data = [dep for dep in stage["deps"] if not dep.endswith(".py")]
         stage["deps"] = closure(script) + data
-    with file.open("w") as out:
+    with aside(file) as temporary, temporary.open("w") as out:
         yaml.dump(tree, out)
     return file.read_text() != before
 

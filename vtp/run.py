@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vtp import stopping
-from vtp.artifacts import folder_aside, load_json, remove, save_json, write_manifest
+from vtp.artifacts import folder_aside, load_json, remove, save_json, settle, write_manifest
 from vtp.config import ROOT, ConfigError, Params, RunParams, load
 from vtp.lock import Lock
 from vtp.provenance import Stage, differences, fingerprint, ingredients, main_checkout, what_parameters, without_length
@@ -75,7 +75,7 @@ class Run:
             self.check()
             adopted = load_json(self.work / ADOPTED) if self.adopted else {}
             write_manifest(folder, {"stage": self.stage.name, **adopted, **(about or {})})
-            shutil.rmtree(target, ignore_errors=True)
+            remove(target)
             folder.replace(target)
         dist.barrier()
 
@@ -159,6 +159,7 @@ class Run:
         save_json(self.work / ADOPTED, {"adopted": key, "adopted_differences": changed})
         with folder_aside(self.work / "checkpoints") as folder:
             shutil.copytree(source / "checkpoints", folder, dirs_exist_ok=True)
+            settle(folder)
 
 
 def _last_step(folder: Path) -> int:

@@ -122,11 +122,35 @@ def test_what_a_kill_left_of_a_checkpoint_is_cleared_away(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000006"]
 
 
+@pytest.mark.trap
+def test_a_checkpoint_is_on_the_disk_before_it_counts(tmp_path, settled):
+    prefix = Prefix(tmp_path / "shared", 4)
+    run(build("dit"), tmp_path / "own", prefix=prefix)
+    run(build("dit", "dit.steps=8"), tmp_path / "longer", prefix=Prefix(tmp_path / "shared", 6))
+    named = {str(path.relative_to(tmp_path)) for path in settled if path.name.startswith("step-")}
+    assert named >= {"own/step-00000006", "shared/step-00000004", "longer/step-00000004", "longer/step-00000008"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="what is mapped is read from Linux's /proc")
+@pytest.mark.trap
+def test_a_resumed_training_holds_no_checkpoint_open(tmp_path):
+    """On a shared disk a file that is mapped cannot be deleted with its folder, and here its space would stay taken."""
+    with pytest.raises(Killed):
+        run(build("dit"), tmp_path, killed_at=5)
+
+    def looked_at(start: int, stop: int):
+        for step in range(start, stop):
+            assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+            yield batch_of(step)
+
+    run(build("dit"), tmp_path, made=looked_at)
+
+
 def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(tmp_path):
     run(build("dit"), tmp_path)
     for folder in tmp_path.glob("step-*"):
         (folder / "optimizers.safetensors").unlink()
-    with pytest.raises(BrokenArtifact, match=r"optimizers\.safetensors is missing"):
+    with pytest.raises(BrokenArtifact, match=r"optimizers\.safetensors is missing.* No other .* is whole; run\.fresh=true"):
         run(build("dit"), tmp_path)
 
 

@@ -84,6 +84,7 @@ class Checkpoints:
                 curves = {"rows": state.history, "pending": state.pending, "flops": state.flops}
                 artifacts.save_json(temporary / "history.json", curves)
                 artifacts.write_manifest(temporary, {"step": state.step})
+                artifacts.settle(temporary)
             if self.prefix is not None and state.step == self.prefix.end:
                 with Lock(self.prefix.folder / "lock").held():
                     _copy(own, self.prefix.folder)
@@ -119,7 +120,7 @@ class Checkpoints:
             self._load(folder, manifest["step"], state)
             return
         if problem:
-            raise problem
+            raise artifacts.BrokenArtifact(f"{problem} No other checkpoint is whole; run.fresh=true starts afresh.")
 
     def _load(self, folder: Path, step: int, state: State) -> None:
         tensors = artifacts.load_tensors(folder / "models.safetensors")
@@ -144,6 +145,7 @@ def _step(checkpoint: Path) -> int:
 def _copy(checkpoint: Path, into: Path) -> None:
     with artifacts.folder_aside(into / checkpoint.name) as temporary:
         shutil.copytree(checkpoint, temporary, dirs_exist_ok=True)
+        artifacts.settle(temporary)
 
 
 def _same_shapes(folder: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -179,7 +181,8 @@ def _unflatten(state: State, tensors: dict[str, Tensor]) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for i, parameter in enumerate(parameters):
             prefix = f"{phase}/{names[id(parameter)]}/"
-            own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            # Copies: the file is mapped into memory, and could not be deleted from a shared disk as long as it is.
+            own = {key.removeprefix(prefix): value.clone() for key, value in tensors.items() if key.startswith(prefix)}
             if own:
                 values[i] = own
         optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
