@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import socket
@@ -17,7 +19,7 @@ import pytest
 from tests.waiting import PATIENCE, wait_for
 from vtp import lock as locks
 from vtp.config import ROOT
-from vtp.lock import Lock
+from vtp.lock import Held, Lock
 
 HOLD = """
 import sys
@@ -96,6 +98,48 @@ def test_a_holder_on_another_machine_lives_as_long_as_its_heart_beats(tmp_path, 
     os.utime(path, (long_ago, long_ago))
     assert taken.wait(PATIENCE)
     lock.release()
+
+
+@pytest.mark.parametrize("ahead", [-3600, 3600])
+def test_clocks_of_two_machines_may_differ(tmp_path, monkeypatch, ahead):
+    """A shared disk dates its files itself."""
+    (tmp_path / "lock").write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + ahead)
+    assert not Lock(tmp_path / "lock").free()
+    long_ago = now() - 2 * locks.STALE
+    os.utime(tmp_path / "lock", (long_ago, long_ago))
+    assert Lock(tmp_path / "lock").free()
+
+
+def test_a_machine_that_has_just_made_the_file_gets_to_write_its_name(tmp_path, monkeypatch):
+    """Where flock does not reach, another machine may look between the two."""
+    path = tmp_path / "lock"
+    path.touch()
+    monkeypatch.setattr(locks.time, "sleep", lambda seconds: path.write_text(json.dumps({"pid": 1, "host": "elsewhere"})))
+    with pytest.raises(Held, match="is held by process 1 on elsewhere"), Lock(path).held(wait=False):
+        pass
+    monkeypatch.undo()
+    path.write_text("")  # its maker was killed there and then
+    with Lock(path).held(wait=False):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+def test_who_was_taken_for_dead_does_not_let_go_of_the_lock_of_another(tmp_path):
+    path = tmp_path / "lock"
+    with Lock(path).held():
+        path.write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
+    assert Lock(path).holder() == "process 1 on elsewhere"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_disk_without_locks_is_told_in_one_line(tmp_path, monkeypatch, number):
+    def refuse(*args: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(ValueError, match=rf"cannot lock files \({os.strerror(number)}\); mount it so that it can .* runs a link"):
+        Lock(tmp_path / "lock").acquire()
 
 
 def test_the_heart_beats_while_the_lock_is_held(tmp_path, monkeypatch):

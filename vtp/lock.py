@@ -8,11 +8,13 @@ A launcher shares the lock with the ranks it starts: one that outlives its launc
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT = 5.0  # seconds between two touches
 STALE = 60.0  # seconds without a touch after which a holder on another machine counts as dead
 POLL = 0.5  # seconds between two looks while waiting
+BIRTH = 1.0  # seconds that whoever has made the file gets to write its name into it
 
 
 class Held(ValueError):
@@ -59,21 +62,22 @@ class Lock:
         """Process and machine that hold it, or nothing if nobody says so."""
         try:
             about = json.loads(self.path.read_text())
-            return f"process {about['pid']} on {about['host']}"
+            return _told(about)
         except (OSError, ValueError, KeyError, TypeError):
             return ""
 
     def release(self) -> None:
         """Let go. The file is removed while it is still locked, so that nobody can take a file that is about to vanish."""
         if self.descriptor is not None:
-            self.path.unlink(missing_ok=True)
+            if self.holder() == _told(_own()):  # and not another machine's, which heard nothing of this one for a minute
+                self.path.unlink(missing_ok=True)
             os.close(self.descriptor)
             self.descriptor = None
 
     def hand_over(self) -> None:
         """Keep the lock across an `exec`, and let the processes that are started then `join` in holding it."""
         assert self.descriptor is not None
-        fcntl.flock(self.descriptor, fcntl.LOCK_SH)
+        _flock(self.descriptor, fcntl.LOCK_SH)
         os.set_inheritable(self.descriptor, True)
 
     @contextmanager
@@ -85,7 +89,7 @@ class Lock:
         """
         try:
             self.descriptor = os.open(self.path, os.O_RDWR)
-            fcntl.flock(self.descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            _flock(self.descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except (FileNotFoundError, BlockingIOError):
             raise ValueError(f"{self.path} is not its launcher's any more; start the stage again.") from None
         try:
@@ -116,31 +120,41 @@ class Lock:
     def _try(self) -> bool:
         try:
             descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
-            taken = ""
+            created, taken = True, ""
         except FileExistsError:
             try:
                 descriptor = os.open(self.path, os.O_RDWR)
             except FileNotFoundError:
                 return False
-            taken = self.holder()
-        # Only the file that still has the name counts: its holder may have removed it between the two calls.
-        if not _flocked(descriptor) or not _is_named(descriptor, self.path) or (taken and self._alive_elsewhere()):
+            created, taken = False, self.holder()
+        try:
+            # Only the file that still has the name counts: its holder may have removed it between the two calls.
+            free = _flocked(descriptor) and _is_named(descriptor, self.path)
+            if free and not created and not taken:
+                time.sleep(BIRTH)
+                taken = self.holder()
+            if not free or (taken and self._alive_elsewhere()):
+                os.close(descriptor)
+                return False
+            if taken:
+                age = _now(self.path.parent) - os.fstat(descriptor).st_mtime
+                log.info("taking over %s from %s, which was last heard of %.0f s ago", self.path, taken, age)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(_own()).encode(), 0)
+            os.fsync(descriptor)  # or other machines would not see it for a while
+        except BaseException:
             os.close(descriptor)
-            return False
-        if taken:
-            age = time.time() - os.fstat(descriptor).st_mtime
-            log.info("taking over %s from %s, which was last heard of %.0f s ago", self.path, taken, age)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+            raise
         self.descriptor = descriptor
         return True
 
     def _alive_elsewhere(self) -> bool:
         try:
-            about = json.loads(self.path.read_text())
-            return about["host"] != socket.gethostname() and time.time() - self.path.stat().st_mtime < STALE
+            elsewhere = json.loads(self.path.read_text())["host"] != socket.gethostname()
+            touched = self.path.stat().st_mtime
         except (OSError, ValueError, KeyError, TypeError):
             return False
+        return elsewhere and _now(self.path.parent) - touched < STALE
 
 
 @contextmanager
@@ -162,12 +176,38 @@ def beating(path: Path) -> Iterator[None]:
         thread.join()
 
 
+def _own() -> dict[str, str | int]:
+    return {"pid": os.getpid(), "host": socket.gethostname()}
+
+
+def _told(about: dict[str, str | int]) -> str:
+    return f"process {about['pid']} on {about['host']}"
+
+
+def _now(folder: Path) -> float:
+    """The time by the clock that the files of a folder have theirs from: of a shared disk, not this machine's."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime
+
+
 def _flocked(descriptor: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
+
+
+def _flock(descriptor: int, how: int) -> None:
+    try:
+        fcntl.flock(descriptor, how)
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise ValueError(
+                f"the file system of runs/ cannot lock files ({error.strerror}); mount it so that it can (Lustre: -o flock), "
+                "or make runs a link to a folder on a disk that can."
+            ) from None
+        raise
 
 
 def _is_named(descriptor: int, path: Path) -> bool:
