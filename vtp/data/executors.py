@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -32,7 +34,7 @@ def executor(kind: Literal["processes", "ray"], work: Callable[[Job], Result], w
         workers: processes; None for as many as cores that this process may use. Ray takes the cores it has.
 
     Raises:
-        ValueError: Ray is not installed.
+        ValueError: Ray is not installed; or, from the function, a process was killed.
     """
     if kind == "ray":
         with _ray(work) as run:
@@ -42,8 +44,11 @@ def executor(kind: Literal["processes", "ray"], work: Callable[[Job], Result], w
     else:
         context = multiprocessing.get_context("forkserver")  # imports once, then forks a process without threads
         context.set_forkserver_preload(["vtp.data.work", "pandera.pandas"])
-        with ProcessPoolExecutor(workers, context, initializer=_share, initargs=(work,)) as pool:
-            yield lambda jobs: pool.map(_run, jobs)
+        pool = ProcessPoolExecutor(workers, context, initializer=_share, initargs=(work,))
+        try:
+            yield lambda jobs: _told(pool.map(_run, jobs))
+        finally:
+            pool.shutdown(cancel_futures=True)  # who is asked to stop does not wait for what nobody will look at
 
 
 def _cores() -> int:
@@ -51,8 +56,27 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _told(results: Iterator[Result]) -> Iterator[Result]:
+    try:
+        yield from results
+    except BrokenProcessPool:
+        raise ValueError(
+            f"one of the processes was killed, most likely because memory ran out; each of {_cores()} cores has one: give the "
+            "machine more memory or this command fewer cores (taskset -c 0,1 ...)."
+        ) from None
+
+
 def _share(work: Callable) -> None:
     _shared[:] = [work]
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed tells nobody, and its processes would wait for jobs for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run(job: Any) -> Any:
