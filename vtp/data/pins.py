@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from vtp.data import remote
 
 SHOWN = 3
 """Files that an error names."""
+MANY = 4096
+"""Files that are looked at together: what waits for its turn takes two kilobytes, and class folders hold a million."""
 Marks = dict[str, dict[str, Any]]
 """By name, what a file or folder is recognised by."""
 
@@ -24,13 +27,19 @@ def marks(files: Mapping[str, str], mark: Callable[[str], dict[str, Any]] = remo
     """The marks of files, given as name -> location.
 
     Raises:
-        ValueError: one of them does not exist.
+        ValueError: one of them does not exist, or cannot be read.
     """
+    found: Marks = {}
+    waiting = iter(files.items())
     with ThreadPoolExecutor() as pool:
         try:
-            return dict(zip(files, pool.map(mark, files.values()), strict=True))
+            while some := dict(islice(waiting, MANY)):
+                found |= zip(some, pool.map(mark, some.values()), strict=True)
         except FileNotFoundError as error:
             raise ValueError(f"{error.filename or error} does not exist; bring it back, or name what is there.") from None
+        except OSError as error:
+            raise ValueError(f"{error.filename or error} cannot be read ({error.strerror}); mend it, or leave it out.") from None
+    return found
 
 
 def sizes(files: Mapping[str, str]) -> Marks:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from tests.data.stub import DATA, pixels, png
+from tests.data.stub import DATA, ONE, pixels, png
 from vtp.data import captions, contract
+from vtp.data.prepare import prepare, quarantined
 from vtp.data.sources.base import Row, key_of
 from vtp.data.sources.imagefolder import ImageFolder, file_names
 
@@ -154,6 +156,28 @@ def test_links_are_followed_but_not_round_in_a_circle(tmp_path: Path) -> None:
     (tmp_path / "root" / "b" / "up").symlink_to(tmp_path / "root")
     (tmp_path / "elsewhere" / "a" / "here").symlink_to(tmp_path / "elsewhere" / "a")
     assert sorted(file_names(tmp_path / "root")) == ["a/0.jpg", "b/1.jpg"]
+    (tmp_path / "elsewhere" / "a" / "b").symlink_to(tmp_path / "root" / "b")  # which leads back to a, next
+    (tmp_path / "root" / "b" / "a").symlink_to(tmp_path / "elsewhere" / "a")
+    assert sorted(file_names(tmp_path / "root")) == ["a/0.jpg", "a/b/1.jpg", "b/1.jpg", "b/a/0.jpg"]
+
+
+def test_a_name_may_be_any_bytes(tmp_path: Path) -> None:
+    """As archives from before UTF-8 unpack."""
+    fill(tmp_path, "train/dog/0.jpg", "train/dog/1.jpg", "val/dog/0.jpg")
+    try:
+        (tmp_path / os.fsdecode(b"train/caf\xe9")).mkdir()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    fill(tmp_path, os.fsdecode(b"train/caf\xe9/\xff.jpg"), os.fsdecode(b"train/dog/\xfe.docx"))
+    found = source(tmp_path)
+    assert [entry.name for entry in found.classes] == ["caf\\xe9", "dog"]
+    rows = {row.file: row for row in rows_of(found)}
+    assert rows[f"{tmp_path}/train/caf\\xe9/\\xff.jpg"].image == (tmp_path / os.fsdecode(b"train/caf\xe9/\xff.jpg")).read_bytes()
+    assert rows[f"{tmp_path}/train/dog/\\xfe.docx"].fault == "file name is not that of a picture"
+    prepare(tmp_path / "p", replace(DATA, source="imagefolder", path=str(tmp_path)), 0, ONE)
+    counts, first = quarantined(tmp_path / "p", 9)
+    assert counts == {("train", "file name is not that of a picture"): 1}
+    assert first[0]["file"] == f"{tmp_path}/train/dog/\\xfe.docx"
 
 
 def test_folders_called_by_numbers_are_meant_by_their_names(tmp_path: Path) -> None:
@@ -176,8 +200,16 @@ def test_names_that_do_not_fit_the_folders_are_an_error(tmp_path: Path) -> None:
         source(root / "Data/CLS-LOC", class_names=str(few), validation_labels=str(kaggle(root)))
     with pytest.raises(ValueError, match="imagenet names 1000 classes, but there are 2 class folders"):
         source(root / "Data/CLS-LOC", class_names="imagenet", validation_labels=str(kaggle(root)))
-    with pytest.raises(ValueError, match=r"nowhere.txt does not exist"):
+    with pytest.raises(ValueError, match=r"data\.class_names=.*nowhere.txt does not exist"):
         source(root / "Data/CLS-LOC", class_names=str(tmp_path / "nowhere.txt"))
+    with pytest.raises(ValueError, match=r"data\.validation_labels=.*nowhere.txt does not exist"):
+        source(root / "Data/CLS-LOC", validation_labels=str(tmp_path / "nowhere.txt"))
+    few.write_bytes("n01440764 tench\nn01443537 café\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"few.txt is not in UTF-8 \(invalid continuation byte at byte 29\); save it as such"):
+        source(root / "Data/CLS-LOC", class_names=str(few), validation_labels=str(kaggle(root)))
+    few.write_text("\ufeffn01440764 tench\nn01443537 goldfish\n", encoding="utf-8")  # as Windows' editors begin a file
+    named = source(root / "Data/CLS-LOC", class_names=str(few), validation_labels=str(kaggle(root)))
+    assert [entry.name for entry in named.classes] == ["tench", "goldfish"]
     with pytest.raises(ValueError, match=r"meta.mat is missing"):
         source(root / "Data/CLS-LOC", validation_labels=str(plain_numbers(root)))
     with pytest.raises(ValueError, match="is no folder"):

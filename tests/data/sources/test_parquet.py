@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from tests.data.stub import DATA
 from vtp.config_data import ParquetColumns
+from vtp.data import contract
 from vtp.data.shards import ClassInfo
 from vtp.data.sources import Row, open_source
 from vtp.data.sources.base import spread
@@ -117,6 +119,36 @@ def test_files_of_datasets_are_read_as_they_are(tmp_path: Path) -> None:
     names.write_text("katze\n\nhund\n")
     with pytest.raises(ValueError, match=r"names.txt must hold a name in each line"):
         source(tmp_path, class_names=str(names), parquet=columns(caption=None, class_name=None))
+
+
+def test_keys_come_from_whatever_a_file_is_called(tmp_path: Path) -> None:
+    file = tmp_path / "train-part 0.snappy.parquet"
+    write(file, [0, 0], ["a", "a"], keys=False)
+    write(tmp_path / "val-0.parquet", [0], ["a"])
+    keys = [row.key for row in rows_of(source(tmp_path))]
+    assert len(set(keys)) == 2
+    assert all(key is not None and re.fullmatch(contract.KEY, key) for key in keys)
+
+
+def test_what_cannot_be_read_is_named(folder: Path) -> None:
+    file = folder / "train-00001.parquet"
+    whole = file.read_bytes()
+    torn = bytearray(whole)
+    torn[4:-600] = bytes(len(whole) - 604)  # the footer stays
+    for content, words in ((b"", "0 bytes"), (whole[:300], "magic bytes"), (bytes(torn), ".*")):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"train-00001\.parquet cannot be read \(.*{words}.*\); fetch it anew") as caught:
+            rows_of(source(folder))
+        assert "\n" not in str(caught.value)
+    file.unlink()
+    file.mkdir()  # as Spark writes
+    with pytest.raises(ValueError, match=r"train-00001\.parquet cannot be read \(.*directory.*\)"):
+        source(folder)
+
+
+def test_the_name_of_a_folder_is_no_column(folder: Path) -> None:
+    folder = folder.rename(folder.with_name("label=7"))
+    assert {row.label for row in rows_of(source(folder))} == {0, 1, 2}
 
 
 def test_pictures_alone_are_enough(folder: Path) -> None:

@@ -156,6 +156,23 @@ def test_patterns_name_tars_in_order(tmp_path: Path) -> None:
         list(gone.rows("train", 12))
 
 
+def test_signs_in_the_name_of_what_is_there_are_no_pattern(tmp_path: Path) -> None:
+    folder = tmp_path / "my [old] {a,b} tars"
+    for i in range(2):
+        tar(folder / f"{i}*.tar", [(f"{i}.jpg", JPEG), (f"{i}.txt", b"x")])
+    every = [str(folder / f"{i}*.tar") for i in range(2)]
+    assert WebDataset(data_for(folder)).tars["train"] == every
+    assert WebDataset(data_for(every[1])).tars["train"] == every[1:]
+
+
+def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tars" / "0.tar").mkdir(parents=True)
+    with pytest.raises(
+        ValueError, match=r"tars/0\.tar cannot be read \(Is a directory\); mend it, or leave it out of data\.path"
+    ):
+        list(WebDataset(data_for(tmp_path / "tars")).rows("train", 0))
+
+
 def test_urls_are_read_through_fsspec(tmp_path: Path) -> None:
     system = fsspec.filesystem("memory")
     for i in range(3):

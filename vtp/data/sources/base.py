@@ -148,6 +148,11 @@ def key_of(name: str) -> str:
     )
 
 
+def readable(name: str) -> str:
+    """The name of a file in characters: bytes that are none, as old archives leave them, become `\\xff`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def whole_number(text: Any) -> int:
     """A label as text or JSON has it.
 
@@ -171,7 +176,7 @@ def listed_names(class_names: str) -> list[str]:
     """
     if class_names == captions.IMAGENET:
         return captions.imagenet_names()
-    names = [line.strip() for line in _text(class_names).splitlines()]
+    names = [line.strip() for line in text_of(class_names, "data.class_names").splitlines()]
     if not names or "" in names:
         raise ValueError(f"data.class_names={class_names} must hold a name in each line, in the order of the labels.")
     return names
@@ -188,7 +193,8 @@ def folder_names(class_names: str, folders: Sequence[str]) -> list[str]:
         if len(names) != len(folders):
             raise ValueError(f"data.class_names=imagenet names {len(names)} classes, but there are {len(folders)} class folders.")
         return names
-    pairs = [line.strip().split(maxsplit=1) for line in _text(class_names).splitlines() if line.strip()]
+    lines = text_of(class_names, "data.class_names").splitlines()
+    pairs = [line.strip().split(maxsplit=1) for line in lines if line.strip()]
     known = {pair[0]: pair[1].split(",")[0].strip() for pair in pairs if len(pair) == 2}
     missing = [folder for folder in folders if folder not in known]
     if missing:
@@ -196,8 +202,17 @@ def folder_names(class_names: str, folders: Sequence[str]) -> list[str]:
     return [known[folder] for folder in folders]
 
 
-def _text(file: str) -> str:
+def text_of(file: str, key: str) -> str:
+    """What is in the text file that the parameter `key` names, without the mark that some editors begin one with.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     try:
-        return Path(file).read_text(encoding="utf-8")
+        return Path(file).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ValueError(f"data.class_names={file} does not exist; give a file of class names, `imagenet` or null.") from None
+        raise ValueError(f"{key}={file} does not exist; name one that does, or set it to null.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{key}={file} is not in UTF-8 ({error.reason} at byte {error.start}); save it as such.") from None
+    except OSError as error:
+        raise ValueError(f"{key}={file} cannot be read ({error.strerror}); mend it, or set it to null.") from None

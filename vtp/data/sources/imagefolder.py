@@ -12,7 +12,7 @@ import numpy as np
 
 from vtp.config import DataParams
 from vtp.data.shards import ClassInfo
-from vtp.data.sources.base import Numbered, Row, Scope, folder_names, key_of
+from vtp.data.sources.base import Numbered, Row, Scope, folder_names, key_of, readable, text_of
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
 """Of files that are taken for pictures; what is in them is another matter. Compared in lower case."""
@@ -72,36 +72,35 @@ class ImageFolder(Numbered):
             raise ValueError(f"{self.roots['train']} holds pictures beside the class folder {folders[0]}; have one or the other.")
         self.folders = folders
         self._by_folder = {folder: label for label, folder in enumerate(folders)}
-        words = folders if data.class_names is None else folder_names(data.class_names, folders)
+        words = [readable(name) for name in folders] if data.class_names is None else folder_names(data.class_names, folders)
         self.classes = [ClassInfo(word, {}) for word in words]
         self.flat = _labels(Path(data.validation_labels), folders) if data.validation_labels else None
-        # Compact, because every process gets them: a list of a million names is a hundred megabytes.
-        self.names = {split: pa.array(sorted(filter(_counts, found), key=_shuffled)) for split, found in names.items()}
-        labels = {
-            split: np.array([self._label(split, name) for name in found.to_pylist()]) for split, found in self.names.items()
-        }
+        # Compact, because every process gets them: a list of a million names is a hundred megabytes. A name is any bytes.
+        rows = {split: sorted(filter(_counts, found), key=_shuffled) for split, found in names.items()}
+        self.names = {split: pa.array([os.fsencode(name) for name in found], pa.binary()) for split, found in rows.items()}
+        labels = {split: np.array([self._label(split, name) for name in found]) for split, found in rows.items()}
         super().__init__(data, labels)
         self.roots.setdefault("validation", self.roots["train"])
         self.names.setdefault("validation", self.names["train"])
 
     def rows(self, split: str, part: int) -> Iterator[Row]:
         for number in self.numbers(split, part).tolist():
-            name = self.names[split][number].as_py()
+            name = os.fsdecode(self.names[split][number].as_py())
             file = self.roots[split] / name
-            key = key_of(str(Path(name).with_suffix("")))
+            key, shown = key_of(str(Path(name).with_suffix(""))), readable(str(file))
             if not _is_picture(name):
-                yield Row(key, None, None, None, None, file=str(file), fault="file name is not that of a picture")
+                yield Row(key, None, None, None, None, file=shown, fault="file name is not that of a picture")
                 continue
             label = self._label(split, name)
             try:
                 image, caption = file.read_bytes(), self._caption(file)
             except OSError as error:
-                yield Row(key, None, None, None, None, file=str(file), fault=f"file cannot be read ({error.strerror})")
+                yield Row(key, None, None, None, None, file=shown, fault=f"file cannot be read ({error.strerror})")
                 continue
             if self.folders and label < 0:
-                yield Row(key, None, None, None, None, file=str(file), fault="folder or label is not that of a training class")
+                yield Row(key, None, None, None, None, file=shown, fault="folder or label is not that of a training class")
                 continue
-            yield Row(key, image, caption, label if self.folders else None, None, file=str(file))
+            yield Row(key, image, caption, label if self.folders else None, None, file=shown)
 
     def _label(self, split: str, name: str) -> int:
         """Label of a file, -1 without one."""
@@ -118,15 +117,18 @@ def file_names(root: Path) -> list[str]:
     """Files below a folder and the folders that links in it lead to, relative, hidden ones left out."""
     found = []
     for folder, inner, files in os.walk(root, followlinks=True):
-        inner[:] = [name for name in inner if not name.startswith(".") and not _leads_up(os.path.join(folder, name))]
+        inner[:] = [name for name in inner if not name.startswith(".") and not _leads_up(root, Path(folder) / name)]
         below = os.path.relpath(folder, root)
         found += [name if below == "." else f"{below}/{name}" for name in files if not name.startswith(".")]
     return found
 
 
-def _leads_up(folder: str) -> bool:
-    """Whether a folder is a link to one that it lies in: following it would never end."""
-    return os.path.islink(folder) and Path(os.path.realpath(os.path.dirname(folder))).is_relative_to(os.path.realpath(folder))
+def _leads_up(root: Path, folder: Path) -> bool:
+    """Whether a folder is a link to one that leads to it, above `root` too: following it would never end."""
+    if not folder.is_symlink():
+        return False
+    above = [parent for parent in folder.parents if parent.is_relative_to(root)]
+    return any(parent.resolve().is_relative_to(folder.resolve()) for parent in above)
 
 
 def _is_picture(name: str) -> bool:
@@ -144,9 +146,8 @@ def _shuffled(name: str) -> bytes:
 
 def _labels(file: Path, folders: list[str]) -> dict[str, int]:
     """Labels of a flat folder's pictures by name without suffix; -1 for a class that is none."""
-    if not file.is_file():
-        raise ValueError(f"data.validation_labels={file} does not exist; give the file of labels, or null for class folders.")
-    pairs = [re.split(r"[,\s]+", line.strip()) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = text_of(str(file), "data.validation_labels").splitlines()
+    pairs = [re.split(r"[,\s]+", line.strip()) for line in lines if line.strip()]
     by_folder = {folder: label for label, folder in enumerate(folders)}
     if all(len(pair) == 1 for pair in pairs):
         numbered = {number: by_folder.get(folder, -1) for number, folder in _development_kit(file.with_name(META)).items()}

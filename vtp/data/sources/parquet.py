@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from vtp.config import DataParams
 from vtp.data.shards import ClassInfo
-from vtp.data.sources.base import Numbered, Row, listed_names
+from vtp.data.sources.base import Numbered, Row, key_of, listed_names, readable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,6 +47,31 @@ def parquet_files(data: DataParams) -> dict[str, list[Path]]:
     return found
 
 
+@contextmanager
+def _told(file: Path) -> Iterator[None]:
+    """Name the file when it cannot be read, which its reader does not."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file} cannot be read ({str(error).splitlines()[0]}); fetch it anew, or leave it out.") from None
+
+
+def _rows(file: Path) -> int:
+    import pyarrow.parquet as pq
+
+    with _told(file):
+        return pq.read_metadata(file).num_rows
+
+
+def _columns(file: Path, names: list[str]) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    with _told(file), pq.ParquetFile(file) as opened:  # read_table would take a folder called label=3 for a column
+        return opened.read(columns=names)
+
+
 class Parquet(Numbered):
     """Image bytes, captions and labels in a folder of parquet files (`parquet_files`).
 
@@ -59,17 +85,13 @@ class Parquet(Numbered):
     """
 
     def __init__(self, data: DataParams) -> None:
-        import pyarrow.parquet as pq
-
         self.columns, self.class_names = data.parquet, data.class_names
         self.captioned = data.parquet.caption is not None
         self.files = parquet_files(data)
         for files in self.files.values():
             for file in files:
                 self._check_columns(file)
-        self.first = {
-            split: [0, *accumulate(pq.read_metadata(file).num_rows for file in files)] for split, files in self.files.items()
-        }
+        self.first = {split: [0, *accumulate(map(_rows, files))] for split, files in self.files.items()}
         super().__init__(data, {split: self._labels(split) for split in self.files})
         self.files.setdefault("validation", self.files["train"])
         self.first.setdefault("validation", self.first["train"])
@@ -83,7 +105,7 @@ class Parquet(Numbered):
         while len(places):
             number = bisect_right(self.first[split], places[0]) - 1
             path, before = self.files[split][number], self.first[split][number]
-            with pq.ParquetFile(path) as file:
+            with _told(path), pq.ParquetFile(path) as file:
                 for group in range(file.num_row_groups):
                     after = before + file.metadata.row_group(group).num_rows
                     here = places[: np.searchsorted(places, after)]
@@ -107,11 +129,11 @@ class Parquet(Numbered):
             return nothing if name is None or name not in table.column_names else table[name].to_pylist()
 
         c = self.columns
-        keys = column("key") if "key" in table.column_names else [f"{path.stem}_{number:07d}" for number in numbers]
+        keys = column("key") if "key" in table.column_names else [key_of(f"{path.stem}_{number:07d}") for number in numbers]
         parts = [column(name) for name in (c.image, c.caption, c.label, c.class_name)]
         for key, image, caption, label, class_name in zip(keys, *parts, strict=True):
             data = image["bytes"] if isinstance(image, dict) else image
-            yield Row(key, data, caption, label, class_name, file=str(path))
+            yield Row(key, data, caption, label, class_name, file=readable(str(path)))
 
     def _check_columns(self, file: Path) -> None:
         import pyarrow as pa
@@ -131,7 +153,8 @@ class Parquet(Numbered):
             "label": (pa.types.is_integer, "whole numbers"),
             "class_name": (is_text, "text"),
         }
-        schema = pq.read_schema(file)
+        with _told(file):
+            schema = pq.read_schema(file)
         for key, (test, kind) in kinds.items():
             name = getattr(self.columns, key)
             if name is None:
@@ -144,11 +167,10 @@ class Parquet(Numbered):
 
     def _labels(self, split: str) -> np.ndarray:
         """Labels of all rows of a split, -1 where there is none."""
-        import pyarrow.parquet as pq
 
         if self.columns.label is None:
             return np.full(self.first[split][-1], -1)
-        tables = [pq.read_table(file, columns=[self.columns.label]) for file in self.files[split]]
+        tables = [_columns(file, [self.columns.label]) for file in self.files[split]]
         return np.concatenate([table[0].fill_null(-1).to_numpy().astype(np.int64) for table in tables])
 
     def _find_classes(self) -> list[ClassInfo]:
@@ -170,10 +192,9 @@ class Parquet(Numbered):
     def _counts(self) -> dict[int, dict[str, int]]:
         """How often each training label comes with each name."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         names = [name for name in (self.columns.label, self.columns.class_name) if name is not None]
-        table = pa.concat_tables([pq.read_table(file, columns=names) for file in self.files["train"]])
+        table = pa.concat_tables([_columns(file, names) for file in self.files["train"]])
         counts: dict[int, dict[str, int]] = {}
         for row in table.group_by(names).aggregate([([], "count_all")]).to_pylist():
             label = row[names[0]]

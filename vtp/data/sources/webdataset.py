@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from vtp.config import DataParams
 from vtp.data import remote, tars
 from vtp.data.shards import ClassInfo
-from vtp.data.sources.base import Row, Scope, key_of, listed_names, whole_number
+from vtp.data.sources.base import Row, Scope, key_of, listed_names, readable, whole_number
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 MOST_BYTES = 2**27
@@ -64,8 +64,10 @@ class WebDataset:
             file = remote.open_file(location)
         except FileNotFoundError:
             raise ValueError(f"{location} does not exist; mend data.path, or leave it out there.") from None
+        except OSError as error:
+            raise ValueError(f"{location} cannot be read ({error.strerror}); mend it, or leave it out of data.path.") from None
         with file:
-            yield from self.read(file, location)
+            yield from self.read(file, readable(location))
 
     def read(self, file: BinaryIO, location: str) -> Iterator[Row]:
         """Rows of an open tar; what of it cannot be used comes as rows with a fault, a cut tar's last row among them."""
