@@ -44,6 +44,8 @@ def test_the_committed_file_passes():
         ("data.mode=index", "data.source=scenes has none"),
         ("data.store_size=32", "data.store_size=32 is below data.image_size"),
         ("data.templates=[a dog]", "data.templates: 'a dog' must hold {} once"),
+        ("evaluate.templates=[a dog]", "evaluate.templates: 'a dog' must hold {} once"),
+        ("evaluate.templates=[]", "evaluate.templates is empty"),
         ("data.train_samples=null", "must be numbers for data.source=scenes"),
         ("model.sizes.small.encoder.heads=5", "model.sizes.small.encoder.width"),
         ("dit.heads=5", "does not divide by 20, as dit.heads=5 needs"),

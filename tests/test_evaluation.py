@@ -77,6 +77,17 @@ def test_what_measures_is_not_rounded_where_networks_are() -> None:
         assert torch.equal(ours, theirs)
 
 
+def test_imagenet_among_the_templates_stands_for_clips_80() -> None:
+    """Taken as it is written it made one prompt of all classes, and zero-shot accuracy chance."""
+    from tests.tasks.conftest import SMALL, tokenizer
+
+    model = tokenizer(load(SMALL))
+    found = evaluation.prompt_features(["dog", "cat"], ["{}", "imagenet"], model, CPU)
+    assert found.shape == (2, 81, 16)
+    alone = evaluation.prompt_features(["cat"], ["a bad photo of a {}."], model, CPU)
+    torch.testing.assert_close(found[1, 1], alone[0, 0])
+
+
 def latents(seed: int, shift: float = 0.0) -> Tensor:
     return torch.randn(1000, 3, 2, 2, generator=torch.Generator().manual_seed(seed)) + shift
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from vtp.config_data import DataParams as DataParams
-from vtp.config_data import check_data
+from vtp.config_data import check_data, check_templates
 from vtp.origins import check_baselines, check_network, check_origins, check_patches, folder_of, given
 from vtp.typed import ConfigError, Count, Interval, Positive, Range, Rate, Weight, Whole, build, unknown
 
@@ -405,6 +405,9 @@ def _check(p: Params) -> None:
         if p.pretrain.batch % part_batch:
             raise ConfigError(f"pretrain.{key}={part_batch} does not divide pretrain.batch={p.pretrain.batch}; use a divisor.")
     check_data(p.data)
+    check_templates("evaluate.templates", p.evaluate.templates)
+    if not p.evaluate.templates:
+        raise ConfigError('evaluate.templates is empty; ["{}"] asks for the class names alone.')
     if p.pretrain.share_clip_view and "clip" not in p.pretrain.objective:
         raise ConfigError(f"pretrain.share_clip_view=true needs a clip view; pretrain.objective={p.pretrain.objective} has none.")
     for key, (low, high) in (

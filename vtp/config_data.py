@@ -80,8 +80,15 @@ def check_data(data: DataParams) -> None:
         raise ConfigError(
             f"data.store_size={data.store_size} is below data.image_size={data.image_size}; pictures would be enlarged."
         )
-    for template in data.templates:
+    check_templates("data.templates", data.templates)
+
+
+def check_templates(key: str, templates: tuple[str, ...]) -> None:
+    """What makes a caption of a class name.
+
+    Raises:
+        ConfigError: one that would make the same caption of every class.
+    """
+    for template in templates:
         if template != "imagenet" and template.count("{}") != 1:
-            raise ConfigError(
-                f"data.templates: {template!r} must hold {{}} once, where the class name goes; or be the word imagenet."
-            )
+            raise ConfigError(f"{key}: {template!r} must hold {{}} once, where the class name goes; or be the word imagenet.")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vtp.config import EvaluateParams
-from vtp.data.captions import VOCABULARY, tokenize
+from vtp.data.captions import VOCABULARY, expand_templates, tokenize
 from vtp.data.shards import Prepared, Split
 from vtp.metrics.features import extract
 from vtp.metrics.generation import Describe, Described, compare, frechet, inception
@@ -121,9 +121,10 @@ def speechless(tokenizer: Tokenizer) -> str | None:
 
 
 def prompt_features(names: Sequence[str], templates: Sequence[str], tokenizer: Tokenizer, device: torch.device) -> Tensor:
-    """Text features of every class under every template: (classes, templates, T), on the CPU."""
+    """Text features of every class under every template: (classes, templates, T), on the CPU; see `expand_templates`."""
     assert isinstance(tokenizer, VisualTokenizer)
     assert tokenizer.options.text is not None
+    templates = expand_templates(templates)
     texts = [template.format(name) for name in names for template in templates]
     tokens = tokenize(texts, tokenizer.options.text.context_length).to(device)
     features = torch.cat([tokenizer.encode_text(rows) for rows in tokens.split(1024)])

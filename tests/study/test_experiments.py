@@ -22,14 +22,14 @@ def test_only_what_differs_is_set():
 def test_values_survive_the_grammar_of_overrides():
     wanted = {
         "perceptual.net": "vgg",
-        "evaluate.templates": ["{}", "a photo of a {}", "it's, one"],
+        "evaluate.templates": ["{}", "a photo of a {}", "it's {}, one"],
         "data.train_samples": None,
         "pretrain.optimizer.betas": [0.8, 0.9],
         "dit.shift": False,
     }
     params = load([*experiments._changes({}, wanted), "data.source=parquet", "data.path=/x"])
     assert params.perceptual.net == "vgg"
-    assert params.evaluate.templates == ("{}", "a photo of a {}", "it's, one")
+    assert params.evaluate.templates == ("{}", "a photo of a {}", "it's {}, one")
     assert params.data.train_samples is None
     assert params.pretrain.optimizer.betas == (0.8, 0.9)
     assert params.dit.shift is False
