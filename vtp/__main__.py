@@ -59,7 +59,8 @@ def quarantine(rows: int) -> None:
     from vtp.data.prepare import quarantined
 
     counts, first = quarantined(ROOT / "data" / "prepare", rows)
-    click.echo("\n".join(f"{count:>8}  {split:<10}  {reason}" for (split, reason), count in counts.items()) or "nothing")
+    lines = [f"{count:>8}  {split:<10}  {reason}" for (split, reason), count in counts.items()]
+    click.echo("\n".join(lines) or "nothing was put aside")
     for row in first:
         click.echo(f"{row['split']}  {row['file'] or ''}  {row['key'] or ''}: {row['reason']}")
 
