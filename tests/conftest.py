@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from tests.clones import finish, sh
 from vtp.tracking_database import locked
 
 LONGEST = ("studies", "experiments", "given", "kills", "interruptions", "pipeline", "unlabelled")
+
+
+def pytest_configure() -> None:
+    """What is started in the background, as a test run may be, ignores Ctrl-C, and so would all that tests start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
