@@ -7,6 +7,7 @@ the part it uses.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -336,18 +337,25 @@ def load(overrides: list[str] | None = None, file: Path = ROOT / "params.yaml") 
     Raises:
         ConfigError: with one line that names the key and the remedy.
     """
+    if not file.exists():
+        raise ConfigError(f"{file} does not exist; `git checkout params.yaml` brings the default back.")
+    text = file.read_text()
+    if "${" in text:
+        raise ConfigError(f"{file.name} holds an interpolation (${{...}}), which DVC cannot follow; write the value out.")
+    return _composed(file, text, tuple(overrides or ()))
+
+
+@functools.lru_cache(maxsize=1)  # a stage looks again and again whether the file has changed, and it takes half a second
+def _composed(file: Path, text: str, overrides: tuple[str, ...]) -> Params:
+    """The file as Hydra reads it; `text` is what it holds."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if not file.exists():
-        raise ConfigError(f"{file} does not exist; `git checkout params.yaml` brings the default back.")
-    if "${" in file.read_text():
-        raise ConfigError(f"{file.name} holds an interpolation (${{...}}), which DVC cannot follow; write the value out.")
     try:
         with initialize_config_dir(str(file.parent), version_base="1.3"):
-            raw = OmegaConf.to_container(compose(file.stem, overrides=overrides or []))
+            raw = OmegaConf.to_container(compose(file.stem, overrides=list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise _refused(error, file) from None
     return parse(raw)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -89,15 +90,25 @@ class Stage:
         Raises:
             ConfigError: dvc.yaml has no such stage.
         """
-        import yaml
-
-        stages = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
+        stages = stages_of(root)
         if name not in stages:
             raise ConfigError(f"dvc.yaml has no stage {name}; it has {', '.join(stages)}.")
         filled = json.loads(re.sub(r"\$\{([\w.]+)\}", lambda m: str(lookup(params, m[1])), json.dumps(stages[name])))
         deps = filled["deps"]
         code = [dep for dep in deps if dep.endswith((".py", ".html"))]
         return cls(name, code, [d for d in deps if d not in code], filled.get("params", []), filled.get("outs", []))
+
+
+def stages_of(root: Path) -> dict[str, Any]:
+    """The stages of a checkout as its dvc.yaml writes them; to be read only."""
+    return _stages((root / "dvc.yaml").read_text())
+
+
+@functools.lru_cache(maxsize=1)  # a study asks for every stage of every cell
+def _stages(text: str) -> dict[str, Any]:
+    import yaml
+
+    return yaml.safe_load(text)["stages"]
 
 
 def lookup(params: Params, key: str) -> Any:
