@@ -22,7 +22,7 @@ from vtp.config import ConfigError
 from vtp.lock import Lock
 from vtp.study import commands, direct, shelf, work
 from vtp.study.direct import Workshop
-from vtp.study.process import Outcome, Programs, Stopped
+from vtp.study.process import Outcome, Programs, Stopped, command
 from vtp.study.records import Record, Records
 from vtp.study.shares import shares
 
@@ -44,6 +44,7 @@ def go(tmp_path, monkeypatch) -> Callable[..., list[Record]]:
     """Runs a small study over stages that write down that they ran: its records, by cell."""
     monkeypatch.delenv("VTP_LAUNCH", raising=False)
     monkeypatch.setattr(direct, "ROOT", lay(tmp_path, GRAPH))
+    monkeypatch.setattr(direct, "IMPORTS", ())
 
     def run(at_once: int = 2, **changes: object) -> list[Record]:
         study, records = planned(tmp_path, **changes), Records(tmp_path / "records")
@@ -136,8 +137,9 @@ def test_what_diverges_is_marked_and_the_others_go_on(go, tmp_path):
 @pytest.fixture
 def leaving():
     """Signals end this process as they do the command."""
-    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    before = {number: signal.getsignal(number) for number in (*stopping.SIGNALS, signal.SIGINT)}
     stopping.leave_at_once()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job that a shell runs in the background is deaf to it
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -184,7 +186,7 @@ def test_what_was_asked_to_stop_starts_nothing_more(tmp_path):
     programs = Programs()
     programs.stop()
     with pytest.raises(Stopped):
-        programs.run(["touch", "made"], tmp_path, tmp_path / "log", "late")
+        programs.run(command(["touch", "made"], tmp_path), tmp_path / "log", "late")
     assert not (tmp_path / "made").exists()
 
 
@@ -250,6 +252,8 @@ class Hands:
     def open(self) -> None: ...
 
     def stop(self) -> None: ...
+
+    def close(self) -> None: ...
 
     def run(self, cell) -> Outcome:
         with self.changed:

@@ -60,6 +60,7 @@ def shop(tmp_path, monkeypatch) -> Workshop:
     """A checkout with the stages `last`, which needs `first`, and `report`."""
     checkout = lay(tmp_path, {"last": ("dit", ["first"]), "first": ("pretrain", []), "report": ("dit", ["last"])})
     monkeypatch.setattr(direct, "ROOT", checkout)
+    monkeypatch.setattr(direct, "IMPORTS", ())
     made = Workshop(checkout, planned(tmp_path))
     made.open()
     return made

@@ -19,7 +19,7 @@ from vtp.lock import Held, Lock
 from vtp.reporting.pictures import save_png
 from vtp.study import work
 from vtp.study.plan import Cell
-from vtp.study.process import Failure, Outcome, Programs, Stopped
+from vtp.study.process import Failure, Outcome, Programs, Stopped, command
 from vtp.study.records import Records
 from vtp.typed import ConfigError
 
@@ -37,6 +37,8 @@ class Stub:
 
     def stop(self) -> None:
         self.stopped += 1
+
+    def close(self) -> None: ...
 
     def run(self, cell: Cell) -> Outcome:
         self.ran.append(cell.name)
@@ -145,9 +147,9 @@ def test_the_state_in_words(go, tmp_path):
 
 
 def test_a_program_is_watched_and_its_last_words_are_kept(tmp_path):
-    programs, command = Programs(), [sys.executable, "-c", "import sys; print('first'); print('last'); sys.exit(65)"]
-    assert programs.run(command, tmp_path, tmp_path / "log", "a cell") == (65, "last")
-    assert programs.run([*command[:2], "pass"], tmp_path, tmp_path / "log", "another") == (0, "")
+    programs, words = Programs(), [sys.executable, "-c", "import sys; print('first'); print('last'); sys.exit(65)"]
+    assert programs.run(command(words, tmp_path), tmp_path / "log", "a cell") == (65, "last")
+    assert programs.run(command([*words[:2], "pass"], tmp_path), tmp_path / "log", "another") == (0, "")
     assert "== a cell\nfirst\nlast\n\n== another" in (tmp_path / "log").read_text()
 
 
@@ -163,12 +165,14 @@ from tests.study.test_plan import planned
 from vtp import stopping
 from vtp.lock import Lock
 from vtp.study import work
-from vtp.study.process import Programs
+from vtp.study.process import Programs, command
 from vtp.study.records import Records
 
 class Child(Programs):
     def open(self): pass
-    def run(self, cell): super().run([sys.executable, "-c", {child!r}], pathlib.Path("."), pathlib.Path("log"), cell.name)
+    def close(self): pass
+    def run(self, cell):
+        super().run(command([sys.executable, "-c", {child!r}], pathlib.Path(".")), pathlib.Path("log"), cell.name)
 
 stopping.leave_at_once()
 work.run(planned(pathlib.Path(".")), Records(pathlib.Path("records")), Child(), Lock(pathlib.Path("lock")), retry=False)

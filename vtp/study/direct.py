@@ -12,10 +12,10 @@ import json
 import logging
 import os
 import shutil
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -25,17 +25,24 @@ import yaml
 from vtp import artifacts
 from vtp.artifacts import load_json, remove
 from vtp.config import ROOT, ConfigError, parse
-from vtp.provenance import Stage, fingerprint, ingredients
+from vtp.provenance import Stage, fingerprint, ingredients, stages_of
 from vtp.stopping import DIVERGED, EXIT_STATUS
 from vtp.study.plan import TEACHER, Cell, Study
 from vtp.study.process import Failure, Outcome, Programs, Stopped
 from vtp.study.shares import shares
 from vtp.study.shelf import Shelf
+from vtp.study.starter import Starter
 
 log = logging.getLogger(__name__)
 
 REPORT = "report"
 """The stage that shows one variant; a study shows all of them itself."""
+
+
+IMPORTS = ("hydra", "torch._dynamo", "torchvision", "timm", "lpips", "torch_fidelity", "torchmetrics.functional.image")
+"""What most stages import, and takes long; torch._dynamo is what every optimizer begins with."""
+CONVOLUTIONAL = ("diffusers.models.autoencoders.autoencoder_kl",)
+"""... and those with a convolutional tokenizer."""
 
 
 class Workshop:
@@ -59,9 +66,11 @@ class Workshop:
                 "VTP_LAUNCH spreads each stage over all GPUs, --at-once gives each cell one of them; drop one of the two."
             )
         name = self.study.name
+        names = [name] if self.at_once == 1 else [f"{name}-{number}" for number in range(1, self.at_once + 1)]
+        imports = imported(self.study)
         self.benches = [
-            Bench(name if self.at_once == 1 else f"{name}-{number}", self, environment)
-            for number, environment in enumerate(shares(self.at_once), 1)
+            Bench(name, self, Starter(copy_of(self.main, name), share, imports))
+            for name, share in zip(names, shares(self.at_once), strict=True)
         ]
         self._free = SimpleQueue()
         for bench in self.benches:
@@ -84,6 +93,10 @@ class Workshop:
     def stop(self) -> None:
         self.programs.stop()
 
+    def close(self) -> None:
+        for bench in self.benches:
+            bench.starter.close()
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -91,17 +104,17 @@ class Bench:
 
     Attributes:
         name: of the copy and of the log.
-        environment: variables for its stages: its share of the machine.
+        starter: of its stages, with its share of the machine.
     """
 
     name: str
     shop: Workshop
-    environment: Mapping[str, str]
+    starter: Starter
 
     @property
     def copy(self) -> Path:
         """Where the code is, and where stages look for their inputs."""
-        return self.shop.main / "runs" / "copies" / self.name
+        return copy_of(self.shop.main, self.name)
 
     def open(self) -> None:
         """Copy the code."""
@@ -207,18 +220,36 @@ class Bench:
         return how | {"alongside": True, "name": f"{self.shop.study.name}-{cell.name}", "workers": workers}
 
     def _execute(self, name: str, cell: Cell) -> None:
-        command = [sys.executable, "-m", f"stages.{name}"]
         file = self.shop.main / "runs" / "studies" / f"{self.name}.log"
-        status, said = self.shop.programs.run(command, self.copy, file, f"{cell.name}: {name}", self.environment)
+        self.starter.ready()  # its imports take a while, and a signal must be heard meanwhile
+        status, said = self.shop.programs.run(partial(self.starter.start, f"stages.{name}"), file, f"{cell.name}: {name}")
         if status == EXIT_STATUS:
             raise Stopped
         if status:
             raise Failure(said or f"{name}: exit status {status}", diverged=status == DIVERGED)
 
 
+def copy_of(main: Path, bench: str) -> Path:
+    """The folder in which the stages of a bench run."""
+    return main / "runs" / "copies" / bench
+
+
+def imported(study: Study) -> Sequence[str]:
+    """What there is no need to import for each stage anew.
+
+    Nothing where there is a GPU: its driver does not survive a fork, and who knows which import touches it.
+    """
+    import torch
+
+    if torch.cuda.device_count():
+        return ()
+    convolutional = any(cell.tree["tokenizer"]["network"] == "convolutional" for cell in study.cells)
+    return (*IMPORTS, *(CONVOLUTIONAL if convolutional else ()))
+
+
 def order(checkout: Path) -> list[str]:
     """The stages of a checkout but `report`, each after those whose outs it needs."""
-    stages = yaml.safe_load((checkout / "dvc.yaml").read_text())["stages"]
+    stages = stages_of(checkout)
     maker = {path.as_posix(): name for name in stages for path in _made(checkout, name)}
     found: list[str] = []
 
@@ -236,6 +267,6 @@ def order(checkout: Path) -> list[str]:
 
 def _made(checkout: Path, name: str) -> list[Path]:
     """Everything a stage writes: outs, metrics, plots."""
-    stage = yaml.safe_load((checkout / "dvc.yaml").read_text())["stages"][name]
+    stage = stages_of(checkout)[name]
     entries = [entry for kind in ("outs", "metrics", "plots") for entry in stage.get(kind, ())]
     return [Path(next(iter(entry)) if isinstance(entry, dict) else entry) for entry in entries]

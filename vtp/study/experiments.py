@@ -22,7 +22,7 @@ from vtp.artifacts import load_json
 from vtp.config import ConfigError
 from vtp.stopping import DIVERGED, EXIT_STATUS
 from vtp.study.plan import Cell, Study, Tree
-from vtp.study.process import Failure, Outcome, Programs, Stopped
+from vtp.study.process import Failure, Outcome, Programs, Stopped, command
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +54,16 @@ class Experiments:
         wanted = cell.tree | {"run": cell.tree["run"] | {"alongside": True}}
         values = [part for item in _changes(workspace, wanted) for part in ("-S", item)]
         log.info("%s: the experiment %s ...", cell.name, name)
-        status, _ = self.programs.run([*DVC, "exp", "run", "--temp", "-f", "-n", name, *values], self.main, self.log, cell.name)
+        words = [*DVC, "exp", "run", "--temp", "-f", "-n", name, *values]
+        status, _ = self.programs.run(command(words, self.main), self.log, cell.name)
         if status:
             raise self._failure()
         return self._outcome(self._revision(name))
 
     def stop(self) -> None:
         self.programs.stop()
+
+    def close(self) -> None: ...
 
     def _failure(self) -> Exception:
         """How the last experiment in the log ended, from what DVC says of its stage."""

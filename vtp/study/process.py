@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,22 +56,47 @@ class Runner(Protocol):
     def stop(self) -> None:
         """Ask everything that runs to save and stop, and start nothing more."""
 
+    def close(self) -> None:
+        """Nothing runs any more, and nothing will."""
+
+
+class Running(Protocol):
+    """A program that was started, with whatever it starts in a process group of its own: Ctrl-C reaches the study alone."""
+
+    @property
+    def pid(self) -> int:
+        """Of the process, and of its group."""
+
+    def wait(self) -> int:
+        """Until it has ended: its exit status, or the negated number of the signal that ended it."""
+
+
+Start = Callable[[Path], Running]
+"""Starts a program whose output is appended to a file."""
+
+
+def command(words: Sequence[str], folder: Path) -> Start:
+    """What starts a command in a folder."""
+
+    def start(log: Path) -> Running:
+        with log.open("a") as file:
+            return subprocess.Popen(
+                words, cwd=folder, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    return start
+
 
 class Programs:
     """The programs that a study has running, one for each variant at work; threads start them and wait."""
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
-        self._running: set[subprocess.Popen[bytes]] = set()
+        self._running: set[Running] = set()
         self._stopping = False
 
-    def run(
-        self, command: Sequence[str], folder: Path, log: Path, title: str, environment: Mapping[str, str] | None = None
-    ) -> tuple[int, str]:
+    def run(self, start: Start, log: Path, title: str) -> tuple[int, str]:
         """Run a program, its output appended to `log` under `title`: its exit status and the last line it said.
-
-        Args:
-            environment: variables that it gets beside those of this process.
 
         Raises:
             Stopped: `stop` was called before it came to its end.
@@ -80,28 +105,20 @@ class Programs:
         with log.open("a") as file:
             file.write(f"\n== {title}\n")
             file.flush()
-            start = file.tell()
-            with self._mutex:
-                if self._stopping:
-                    raise Stopped
-                process = subprocess.Popen(
-                    command,
-                    cwd=folder,
-                    env=os.environ | (environment or {}),
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,  # a group of its own, with what it starts: Ctrl-C reaches the study alone
-                )
-                self._running.add(process)
-            status = process.wait()
-            with self._mutex:
-                self._running.remove(process)
+            begin = file.tell()
+        with self._mutex:
+            if self._stopping:
+                raise Stopped
+            process = start(log)
+            self._running.add(process)
+        status = process.wait()
+        with self._mutex:
+            self._running.remove(process)
         if status and self._stopping:
             raise Stopped
-        with log.open("rb") as file:
-            file.seek(start)
-            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        with log.open("rb") as out:
+            out.seek(begin)
+            lines = [line.strip() for line in out.read().decode(errors="replace").splitlines() if line.strip()]
         return status, lines[-1] if lines else ""
 
     def stop(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import statistics
 import time
@@ -42,7 +43,7 @@ def run(study: Study, records: Records, runner: Runner, lock: Lock, *, retry: bo
         if waiting:
             runner.open()
         running: dict[Future[float], tuple[Cell, float]] = {}
-        with ThreadPoolExecutor(at_once) as threads:
+        with contextlib.closing(runner), ThreadPoolExecutor(at_once) as threads:
             try:
                 while waiting or running:
                     while waiting and len(running) < at_once:
