@@ -29,6 +29,7 @@ ROOT_FILES = {
     "tracking_database",
     "tracking_upload",
     "tracking_ui",
+    "tracking_studies",
     "schedules",
     "compiling",
 }

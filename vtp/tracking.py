@@ -105,7 +105,7 @@ class Track:
         """
         track = cls(stage, main)
         try:
-            if _wanted():
+            if wanted():
                 track._path, track._file = _new_spool(main, f"{stage or 'pipeline'}-{key}")
                 name = run_name or os.environ.get("DVC_EXP_NAME")
                 about = {"stage": stage, "key": key, "variant": variant, "run_name": name, "tags": dict(tags or {})}
@@ -376,7 +376,8 @@ def _is_main() -> bool:
     return dist.is_main()
 
 
-def _wanted() -> bool:
+def wanted() -> bool:
+    """Whether this process is to track anything: VTP_TRACKING is not off, and its rank is 0."""
     switch = os.environ.get("VTP_TRACKING", "on")
     if switch not in ("on", "off"):
         log.warning("VTP_TRACKING=%s is neither on nor off; tracking stays on.", switch)

@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from vtp.tracking_database import create_database, local_uri
+from vtp.tracking_studies import PREFIX, WHOLE
 from vtp.tracking_upload import destination, quiet, shown
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,20 @@ def variants(main: Path) -> list[tuple[str, str]]:
     )
     with closing(sqlite3.connect(f"{(main / 'mlflow.db').as_uri()}?mode=ro", uri=True)) as database:
         return [(run, str(experiment)) for run, experiment in database.execute(query, (MOST,))]
+
+
+def studies(main: Path) -> dict[str, list[tuple[str, str]]]:
+    """The runs of every study that are whole, by the name of its experiment, the first entered last; each as in `variants`."""
+    query = (
+        "select experiments.name, run_uuid, runs.experiment_id from runs join experiments using (experiment_id) "
+        "join tags using (run_uuid) join params using (run_uuid) where experiments.name like ? and tags.key = ? "
+        "and params.key = 'objective' and runs.lifecycle_stage = 'active' order by start_time desc"
+    )
+    found: dict[str, list[tuple[str, str]]] = {}
+    with closing(sqlite3.connect(f"{(main / 'mlflow.db').as_uri()}?mode=ro", uri=True)) as database:
+        for name, run, experiment in database.execute(query, (f"{PREFIX}%", WHOLE)):
+            found.setdefault(name, []).append((run, str(experiment)))
+    return found
 
 
 def comparison(runs: list[tuple[str, str]], port: int) -> str:
@@ -53,14 +68,17 @@ def serve(main: Path, port: int) -> int:
     quiet()
     try:
         create_database(main)
-        runs = variants(main)
+        found = {f"{len(runs)} variants": runs} if (runs := variants(main)) else {}
+        found |= {f"{name}, {len(runs)} runs": runs for name, runs in studies(main).items()}
     except (OSError, sqlite3.Error) as error:
         log.error("%s: %s", main / "mlflow.db", error)
         return 1
-    address = comparison(runs, port) if runs else f"http://127.0.0.1:{port}"
-    log.info("%s: %s", f"{len(runs)} variants side by side" if runs else "no runs yet", address)
+    pages = {f"{name} side by side": comparison(runs, port) for name, runs in found.items()}
+    pages = pages or {"no runs yet": f"http://127.0.0.1:{port}"}
+    for name, address in pages.items():
+        log.info("%s: %s", name, address)
     if _display():
-        subprocess.Popen([sys.executable, "-m", "vtp.tracking_ui", address, str(port)], start_new_session=True)
+        subprocess.Popen([sys.executable, "-m", "vtp.tracking_ui", next(iter(pages.values())), str(port)], start_new_session=True)
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # seven more processes, for features that nobody here uses
     os.chdir(main)
     where = ["--backend-store-uri", local_uri(main), "--default-artifact-root", (main / "mlartifacts").as_uri()]

@@ -27,7 +27,7 @@ from vtp.tracking_database import EXPERIMENT, create_database, forget, local_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param
+    from mlflow.entities import Metric, Param, Run
 
 log = logging.getLogger(__name__)
 
@@ -87,9 +87,9 @@ def quiet() -> None:
 
 
 class Runs:
-    """Parent and child runs in MLflow, found by their tags or created."""
+    """Runs of an experiment in MLflow, found by their tags or created."""
 
-    def __init__(self, main: Path) -> None:
+    def __init__(self, main: Path, name: str = EXPERIMENT) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -100,10 +100,10 @@ class Runs:
         from mlflow import MlflowClient
 
         self.client: MlflowClient = MlflowClient(tracking_uri=destination(main))
-        experiment = self.client.get_experiment_by_name(EXPERIMENT)
+        experiment = self.client.get_experiment_by_name(name)
         if experiment is None:  # a server, which knows best where its artifacts go, or a database that somebody else made
             place = None if server else (main / "mlartifacts").as_uri()
-            self.experiment = self.client.create_experiment(EXPERIMENT, artifact_location=place)
+            self.experiment = self.client.create_experiment(name, artifact_location=place)
         else:
             self.experiment = experiment.experiment_id
         self._known: dict[tuple[str, str, str], tuple[str, str | None]] = {}
@@ -114,23 +114,32 @@ class Runs:
         names = (variant, about["stage"], about["key"])
         if names not in self._known:
             tags = {key: str(value) for key, value in about["tags"].items()}
-            parent = self._find({"vtp.variant": variant}) or self._create(name or variant[:8], {"vtp.variant": variant}, ts)
+            parent = self._find({"vtp.variant": variant}) or self.create(name or variant[:8], {"vtp.variant": variant}, ts)
             self._label(parent, tags | ({"mlflow.runName": name} if name else {}))
             self.parameters(parent, about["parameters"])
             child = None
             if about["stage"]:
                 own = {"vtp.stage": about["stage"], "vtp.key": about["key"]}
-                child = self._find(own) or self._create(about["stage"], own | {"mlflow.parentRunId": parent}, ts)
+                child = self._find(own) or self.create(about["stage"], own | {"mlflow.parentRunId": parent}, ts)
                 self._label(child, tags)
             self._known[names] = parent, child
         return self._known[names]
 
     def _find(self, tags: Mapping[str, str]) -> str | None:
-        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-        found = self.client.search_runs([self.experiment], wanted, max_results=1, order_by=["attributes.start_time ASC"])
+        found = self.client.search_runs([self.experiment], _tagged(tags), max_results=1, order_by=["attributes.start_time ASC"])
         return found[0].info.run_id if found else None
 
-    def _create(self, name: str, tags: Mapping[str, str], ts: int) -> str:
+    def all(self, tags: Mapping[str, str]) -> list[Run]:
+        """Every run with these tags."""
+        found, token = list[Any](), None
+        while True:
+            page = self.client.search_runs([self.experiment], _tagged(tags), page_token=token)
+            found += page
+            if not (token := page.token):
+                return found
+
+    def create(self, name: str, tags: Mapping[str, str], ts: int) -> str:
+        """A new run that begins at `ts`, in ms: its id."""
         return str(self.client.create_run(self.experiment, start_time=ts, tags=dict(tags), run_name=name).info.run_id)
 
     def _label(self, run: str, tags: Mapping[str, str]) -> None:
@@ -198,6 +207,11 @@ class Runs:
                 self.client.update_run(run, status=status)
             else:
                 self.client.set_terminated(run, status=status, end_time=ts)
+
+
+def _tagged(tags: Mapping[str, str]) -> str:
+    """MLflow's words for runs with these tags."""
+    return " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
 
 
 class Uploader:

@@ -100,5 +100,6 @@ def study_report(records: Path) -> None:
 
     text = records.with_suffix(".md")
     drawn = report.write(records, text)
-    report.track(main_checkout(), records, drawn)
     click.echo(f"wrote {text} and {len(drawn)} figures below {records}")
+    if told := report.track(main_checkout(), records, drawn):
+        click.echo(f"entered {', '.join(told)} in MLflow; `python -m vtp.tracking ui` shows the runs of each side by side")

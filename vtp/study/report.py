@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 
 from vtp.artifacts import aside
-from vtp.provenance import fingerprint
 from vtp.study import figures
 from vtp.study.findings import findings
 from vtp.study.records import Record, Records
-from vtp.tracking import Track
+from vtp.tracking_studies import Entry, enter
 
 CAPTIONS = {
     "compute": "Against pre-training compute. Bars: one standard deviation over seeds, where there are several.",
@@ -23,6 +20,14 @@ CAPTIONS = {
     "convergence": "Against the length of the diffusion transformer's training.",
     "sheet": "Originals, reconstructions and samples of the longest run of each objective; not picked by hand.",
 }
+PLACED = (
+    "objective", "pretrain_steps", "pretrain_flops", "encoder", "decoder", "data_fraction", "dit_steps", "seed", "dataset"
+)  # fmt: skip
+"""What MLflow is told as a parameter: where a run stands."""
+MEASURED = (
+    "rfd", "gfd", "gfd_guided", "linear_probe_top1", "zero_shot_top1", "psnr", "pretrain_flops", "seconds"
+)  # fmt: skip
+"""... and as a metric."""
 COLUMNS = (
     ("run", "cell"),
     ("FLOPs", "pretrain_flops"),
@@ -41,7 +46,7 @@ def write(folder: Path, text: Path) -> list[Path]:
     Raises:
         ValueError: there is no record at all, or a file that is none.
     """
-    names = sorted(path.name for path in folder.glob("*") if path.is_dir() and any(path.glob("*.json")))
+    names = studies(folder)
     if not names:
         raise ValueError(f"{folder} holds no records; `python -m vtp study run FILE` makes them.")
     sections, drawn = [], []
@@ -57,6 +62,11 @@ def write(folder: Path, text: Path) -> list[Path]:
         drawn += made
     _render("study.md", text, sections=sections, folder=folder.name)
     return drawn
+
+
+def studies(folder: Path) -> list[str]:
+    """The names of those with a record below `folder`."""
+    return sorted(path.name for path in folder.glob("*") if path.is_dir() and any(path.glob("*.json")))
 
 
 def _section(name: str, records: Sequence[Record], made: Sequence[Path]) -> dict[str, object]:
@@ -102,17 +112,26 @@ def _render(template: str, file: Path, **values: object) -> None:
         temporary.write_text(environment.get_template(template).render(values), encoding="utf-8")
 
 
-def track(main: Path, folder: Path, drawn: Sequence[Path]) -> None:
-    """Show figures and numbers of every study in MLflow, as a run of its own each. Never raises."""
-    for name in sorted({file.parents[1].name for file in drawn}):
-        done = [record for record in Records(folder / name).all() if record.status == "done"]
-        key = fingerprint({"study": [[record.cell, record.key] for record in done]})
-        with Track.open("study", key, main=main, variant=f"study-{name}", parameters={}, run_name=f"study {name}") as tracker:
-            for record in done:
-                values = {metric: getattr(record, metric) for _, metric in COLUMNS[1:]}
-                # Names of metrics know no plus sign.
-                cell = record.cell.replace("+", " ")
-                tracker.final({f"{cell}/{metric}": value for metric, value in values.items() if value is not None})
-            for file in drawn:
-                if file.parents[1].name == name:
-                    tracker.picture(file.stem, np.array(Image.open(file).convert("RGB")), 0)
+def track(main: Path, folder: Path, drawn: Sequence[Path]) -> list[str]:
+    """Enter every record, and the figures, in MLflow, an experiment for each study: those that are whole there. Never raises."""
+    told = []
+    for name in studies(folder):
+        kept = Records(folder / name)
+        entries = [_entry(record, kept.picture(record.cell)) for record in sorted(kept.all(), key=_place)]
+        if files := [file for file in drawn if file.parents[1].name == name]:
+            entries.append(Entry("figures", files=files))
+        if enter(main, name, entries):
+            told.append(name)
+    return told
+
+
+def _entry(record: Record, picture: Path) -> Entry:
+    """A record as MLflow shows it: where it stands, what it reached, and its pictures."""
+    return Entry(
+        name=record.cell,
+        status="FINISHED" if record.status == "done" else "FAILED",
+        parameters={name: getattr(record, name) for name in PLACED},
+        metrics={name: value for name in MEASURED if (value := getattr(record, name)) is not None},
+        tags={"status": record.status} | ({"message": record.message} if record.message else {}),
+        files=[picture] if picture.exists() else [],
+    )
