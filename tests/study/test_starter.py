@@ -76,7 +76,7 @@ def test_a_module_finds_what_it_would_find_alone(starter, place):
         "raise KeyboardInterrupt",
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
         "import atexit; atexit.register(print, 'last')",
-        "import threading; threading.Thread(target=print, args=['beside']).start()",
+        "import threading; threading.Timer(0.3, print, ['beside']).start()",
         "import sys; print('no end of line', end=''); sys.stderr.write('loud')",
     ],
 )

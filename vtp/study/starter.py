@@ -16,6 +16,7 @@ import os
 import runpy
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,7 @@ def _become(module: str, log: str) -> NoReturn:
         os.dup2(source, target)
     sys.argv = [module]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for its threads, as the end of every program does
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
