@@ -12,6 +12,7 @@ from tests.tasks.conftest import ALL, batch_of, build
 from vtp.engine.checkpoint import Checkpoints, State
 from vtp.engine.loop import fit, stepper, update
 from vtp.engine.optim import optimizers
+from vtp.engine.session import repeat_bits
 from vtp.engine.watch import Watch
 from vtp.seeding import Draws, HeldDraws
 from vtp.tracking import Track
@@ -71,9 +72,14 @@ def close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> No
 @pytest.fixture
 def deterministic() -> Iterator[None]:
     """Sums in an order of their own: AdamW makes a whole step of a gradient's last bits where there is nothing but these."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    before = torch.backends.cudnn.deterministic
+    repeat_bits()
     yield
     torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic = before
+    torch.backends.cuda.enable_flash_sdp(True)
+    torch.backends.cuda.enable_mem_efficient_sdp(True)
+    torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 @GPU
@@ -94,10 +100,12 @@ def test_a_replayed_training_goes_on_from_its_checkpoint(tmp_path):
 
 @GPU
 @pytest.mark.usefixtures("deterministic")
-def test_deterministic_kernels_resume_in_the_same_bits(tmp_path):
-    whole = train(tmp_path / "whole", replayed=False)
-    train(tmp_path / "cut", replayed=False, stop=5)
-    again = train(tmp_path / "cut", replayed=False)
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_deterministic_kernels_resume_in_the_same_bits(tmp_path, kind, compiled):
+    whole = train(tmp_path / "whole", replayed=False, kind=kind, compiled=compiled)
+    train(tmp_path / "cut", replayed=False, kind=kind, compiled=compiled, stop=5)
+    again = train(tmp_path / "cut", replayed=False, kind=kind, compiled=compiled)
     for name, tensor in whole.items():
         assert torch.equal(again[name], tensor), name
 

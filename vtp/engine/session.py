@@ -44,11 +44,23 @@ def start(how: RunParams) -> torch.device:
             )
         torch.set_float32_matmul_precision("high")
         if how.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.backends.cudnn.deterministic = True
-            torch.use_deterministic_algorithms(True, warn_only=True)
+            repeat_bits()
     dist.start(device)
     return device
+
+
+def repeat_bits() -> None:
+    """From now on this process uses only GPU kernels whose bits repeat.
+
+    No kernel is refused: where torch knows of none that repeats, it warns. Max pooling is such a case, though its windows do not
+    overlap here. Fused attention would sum its gradients in any order as long as torch only warns: plain attention is used.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def train(task: Task, batches: Batches, run: Run, how: RunParams, *, seed: int, device: torch.device) -> State:

@@ -154,8 +154,11 @@ def rotate(x: Tensor, table: Table) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention (B, heads, N, d), by the memory-efficient kernels where N is short: they are fastest there."""
-    if q.is_cuda and q.shape[-2] < SHORT:
+    """Scaled dot-product attention (B, heads, N, d), by the memory-efficient kernels where N is short: they are fastest there.
+
+    Where bits are to repeat (`run.deterministic`) torch chooses among the kernels that the session has left it.
+    """
+    if q.is_cuda and q.shape[-2] < SHORT and not torch.are_deterministic_algorithms_enabled():
         with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], set_priority=True):
             return F.scaled_dot_product_attention(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)

@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TOKENS, WARPS, STAGES = 8, 4, 2
+TOKENS, WARPS, STAGES = 8, 4, 3
 """Of a forward pass: tokens of one program, its warps, and how many tokens are on their way to it at once."""
-TOKENS_BACK, WARPS_BACK, STAGES_BACK = 32, 8, 2
+TOKENS_BACK, WARPS_BACK, STAGES_BACK = 32, 8, 3
 """Of a backward pass, whose programs sum the gradients of scale, shift and gate over their tokens."""
 
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TOKENS, STAGES = 16, 2
+TOKENS, STAGES = 16, 3
 """Tokens of one program in the backward pass, whose gradients of the norm weights it sums; how many are on their way at once."""
 COLUMNS = 1024
 PROGRAMS = 1024
@@ -103,9 +103,9 @@ def _blocks(heads: int, width: int) -> tuple[int, int]:
 
 
 def warps(heads: int, width: int) -> int:
-    """So many that a thread holds the eight neighbours that one access moves: fewer, and tiles are shuffled between threads."""
+    """So many that a thread holds two accesses of eight neighbours; but two, since one alone waits for memory."""
     bh, bd = _blocks(heads, width)
-    return max(1, min(16, bh * bd // 256))
+    return max(2, min(16, bh * bd // 512))
 
 
 def turn(
