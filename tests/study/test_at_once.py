@@ -221,8 +221,9 @@ def test_stages_see_their_share_of_the_machine(go, tmp_path, monkeypatch):
     assert sorted((tmp_path / f"gpu-{steps}").read_text() for steps in (10, 30)) == ["0", "1"]
 
 
-@pytest.mark.parametrize(("workers", "share"), [(0, 0), (1, 1), (14, 4)])
-def test_loading_processes_are_shared_and_none_stays_none(go, tmp_path, workers, share):
+@pytest.mark.parametrize(("workers", "cores", "share"), [(0, 64, 0), (1, 2, 1), (14, 2, 1), (14, 12, 4), (14, 64, 14)])
+def test_loading_processes_are_as_many_as_there_are_cores_for(go, tmp_path, monkeypatch, workers, cores, share):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)))
     go(3, grid=LENGTHS | {"dit_steps": [300]}, set={"pretrain.optimizer.cooldown": 4, "run.workers": workers})
     assert yaml.safe_load((go.shop.benches[0].copy / "params.yaml").read_text())["run"]["workers"] == share
 

@@ -39,7 +39,7 @@ def executor(kind: Literal["processes", "ray"], work: Callable[[Job], Result], w
     if kind == "ray":
         with _ray(work) as run:
             yield run
-    elif (workers := workers or _cores()) == 1:
+    elif (workers := workers or cores()) == 1:
         yield lambda jobs: map(work, jobs)
     else:
         context = multiprocessing.get_context("forkserver")  # imports once, then forks a process without threads
@@ -51,7 +51,7 @@ def executor(kind: Literal["processes", "ray"], work: Callable[[Job], Result], w
             pool.shutdown(cancel_futures=True)  # who is asked to stop does not wait for what nobody will look at
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use: of a share of a large machine, fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -61,7 +61,7 @@ def _told(results: Iterator[Result]) -> Iterator[Result]:
         yield from results
     except BrokenProcessPool:
         raise ValueError(
-            f"one of the processes was killed, most likely because memory ran out; each of {_cores()} cores has one: give the "
+            f"one of the processes was killed, most likely because memory ran out; each of {cores()} cores has one: give the "
             "machine more memory or this command fewer cores (taskset -c 0,1 ...)."
         ) from None
 

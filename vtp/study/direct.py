@@ -29,7 +29,7 @@ from vtp.provenance import Stage, fingerprint, ingredients, stages_of
 from vtp.stopping import DIVERGED, EXIT_STATUS
 from vtp.study.plan import TEACHER, Cell, Study
 from vtp.study.process import Failure, Outcome, Programs, Stopped
-from vtp.study.shares import shares
+from vtp.study.shares import loaders, shares
 from vtp.study.shelf import Shelf
 from vtp.study.starter import Starter
 
@@ -213,10 +213,10 @@ class Bench:
     def _how(self, cell: Cell) -> dict[str, Any]:
         """The parameters of `run`: variants do not wait for each other's unfinished work, and are called by their cell.
 
-        Loading processes are shared among the benches, but those who have any keep one.
+        How many loading processes a bench may have depends on the cores of this machine.
         """
-        how, at_once = cell.tree["run"], self.shop.at_once
-        workers = max(how["workers"] // at_once, min(how["workers"], 1))
+        how = cell.tree["run"]
+        workers = loaders(how["workers"], self.shop.at_once)
         return how | {"alongside": True, "name": f"{self.shop.study.name}-{cell.name}", "workers": workers}
 
     def _execute(self, name: str, cell: Cell) -> None:
