@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.waiting import wait_for
 from vtp.study.starter import Starter
 
 SHOWS = """
@@ -108,10 +108,10 @@ def test_a_signal_to_its_group_reaches_what_it_started(starter, place):
         "pathlib.Path('child').write_text(str(child.pid))\nchild.wait()"
     )
     running = starter.start("stages.slow", place / "log")
-    wait(lambda: (place / "child").exists() and (place / "child").read_text())
+    wait_for(lambda: (place / "child").exists() and (place / "child").read_text())
     os.killpg(running.pid, signal.SIGTERM)
     assert running.wait() == -signal.SIGTERM
-    wait(lambda: not alive(int((place / "child").read_text())))
+    wait_for(lambda: not alive(int((place / "child").read_text())))
 
 
 def test_a_starter_that_was_killed_is_started_again(starter, place):
@@ -137,18 +137,11 @@ Path("numbers").write_text(str(starter.ready().pid))
 time.sleep(60)
 """
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=place, env=os.environ | {"PYTHONPATH": os.getcwd()})
-    wait(lambda: (place / "numbers").exists() and (place / "numbers").read_text())
+    wait_for(lambda: (place / "numbers").exists() and (place / "numbers").read_text())
     parent.kill()
     parent.wait()
-    wait(lambda: not alive(int((place / "numbers").read_text())))
+    wait_for(lambda: not alive(int((place / "numbers").read_text())))
     assert (place / "saved").exists() == busy  # what ran came to its end
-
-
-def wait(condition) -> None:
-    begin = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begin < 30
-        time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:
