@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.clones import finish, sh
-from vtp.tracking_database import locked
+from vtp.tracking.database import locked
 
 LONGEST = ("studies", "experiments", "given", "kills", "interruptions", "pipeline", "unlabelled")
 
@@ -23,8 +23,8 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first: processes that share the files then end together."""
-    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+    places = {Path(__file__).with_name(f"test_{name}.py"): place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")

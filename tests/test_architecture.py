@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -25,11 +27,6 @@ ROOT_FILES = {
     "lock",
     "stopping",
     "run",
-    "tracking",
-    "tracking_database",
-    "tracking_upload",
-    "tracking_ui",
-    "tracking_studies",
     "schedules",
     "compiling",
 }
@@ -40,6 +37,7 @@ LAYERS = {
     "metrics": 1,
     "reporting": 1,
     "sampling": 1,
+    "tracking": 1,
     "tasks": 2,
     "evaluation": 2,
     "engine": 3,
@@ -51,7 +49,7 @@ LAYERS = {
 }
 FROZEN = ("vtp.models.frozen", "vtp.models.metric_network")
 WRAPPED = {
-    "mlflow": {"vtp/tracking_upload.py", "vtp/tracking_database.py"},
+    "mlflow": {"vtp/tracking/upload.py", "vtp/tracking/database.py"},
     "torch.distributed": {"vtp/dist.py", "vtp/artifacts.py", "vtp/engine/parallel.py"},
     "timm": {"vtp/models/metric_network.py", "vtp/models/discriminator.py", "vtp/models/foundation.py"},
     "diffusers": {"vtp/models/convolutional.py"},
@@ -88,6 +86,9 @@ def of(file: str) -> str:
     return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
+MODULES = {of(file): file for file in FILES}
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_imports_point_down(file):
     here = room(of(file))
@@ -103,6 +104,31 @@ def test_imports_point_down(file):
         if here == "engine" and there == "tasks":
             assert name.startswith("vtp.tasks.base"), f"{file} knows a task: {name}"
         assert LAYERS[there] < LAYERS[here], f"{file} ({here}) must not import {name} ({there})"
+
+
+def executed(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node below that is more than a note to the type checker."""
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING"):
+            yield child
+            yield from executed(child)
+
+
+def needed(file: str) -> set[str]:
+    """Modules of the project that a file imports, in functions, too; `from a import b` means a.b where that is a module."""
+    names: set[str] = set()
+    for node in executed(ast.parse((ROOT / file).read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in MODULES else node.module for name in inner}
+    return names & MODULES.keys()
+
+
+def test_imports_go_in_no_circle():
+    order = TopologicalSorter({module: needed(file) for module, file in MODULES.items()})
+    order.prepare()  # CycleError names the modules of a circle
 
 
 def resolves(name: str) -> bool:

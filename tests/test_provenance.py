@@ -24,7 +24,7 @@ def test_the_closure_follows_imports_inside_functions_and_leaves_observers_out(t
         "vtp/b.py": "from vtp.rooms.c import thing\n",
         "vtp/rooms/c.py": "import json\nthing = 1\n",
         "vtp/unused.py": "x = 1\n",
-        "vtp/tracking.py": "x = 1\n",
+        "vtp/tracking/__init__.py": "from vtp import unused\n",
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)

@@ -28,12 +28,9 @@ OBSERVERS = (
     "vtp/provenance.py",
     "vtp/run.py",
     "vtp/stopping.py",
-    "vtp/tracking.py",
-    "vtp/tracking_database.py",
-    "vtp/tracking_upload.py",
-    "vtp/tracking_ui.py",
+    "vtp/tracking/",
 )
-"""Code that watches or launches and cannot change a result."""
+"""Files and folders of code that watches or launches and cannot change a result."""
 
 
 def main_checkout(checkout: Path = ROOT) -> Path:
@@ -51,7 +48,7 @@ def closure(entry: str, root: Path = ROOT) -> list[str]:
     waiting = [entry]
     while waiting:
         path = waiting.pop()
-        if path in found or path in OBSERVERS:
+        if path in found or path.startswith(OBSERVERS):
             continue
         found.add(path)
         waiting += _imports(root / path, root)

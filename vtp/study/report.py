@@ -11,7 +11,7 @@ from vtp.artifacts import aside
 from vtp.study import figures
 from vtp.study.findings import findings
 from vtp.study.records import Record, Records
-from vtp.tracking_studies import Entry, enter
+from vtp.tracking.studies import Entry, enter
 
 CAPTIONS = {
     "compute": "Against pre-training compute. Bars: one standard deviation over seeds, where there are several.",

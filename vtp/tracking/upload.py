@@ -5,25 +5,23 @@ key) carries curves and pictures. A spool file has a neighbour `.pos` that says 
 are sent with the time they were made at, and MLflow stores a point with equal name, step, time and value once; so whatever was
 sent twice, because a process died before it could note its position, is there once. Delete the `.pos` files to upload anew.
 
-MLflow is imported here and in `vtp.tracking_database` only, and only once there is something to upload.
+MLflow is imported here and in `vtp.tracking.database` only, and only once there is something to upload.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vtp.tracking import Record, Spool, spool_folder
-from vtp.tracking_database import EXPERIMENT, create_database, forget, local_uri, locked, whole
+from vtp.tracking.database import EXPERIMENT, create_database, forget, local_uri, locked, whole
+from vtp.tracking.track import Record, Spool, spool_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -360,29 +358,3 @@ def replay(main: Path) -> int:
         finally:
             log.info("%d records uploaded to %s", uploader.sent, uploader.to)
     return 1 if uploader.refused else 0
-
-
-def command_line(arguments: list[str]) -> int:
-    """`python -m vtp.tracking upload|replay|ui [MAIN]`; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m vtp.tracking", description="Bring spooled runs to MLflow, or show them.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (
-        ("upload", "follow the runs in progress, and end some seconds after the last of them (stages start this themselves)"),
-        ("replay", "upload everything that is not there yet"),
-        ("ui", "serve MLflow's pages on this machine"),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("main", nargs="?", type=Path, help="root of the main checkout; default: that of this code")
-    commands.choices["ui"].add_argument("--port", type=int, default=5000)
-    chosen = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
-    if chosen.main is None:
-        from vtp.provenance import main_checkout  # loads torch, which a waiting uploader can do without
-
-        chosen.main = main_checkout()
-    main = chosen.main.resolve()
-    if chosen.command == "ui":
-        from vtp.tracking_ui import serve
-
-        return serve(main, chosen.port)
-    return follow(main) if chosen.command == "upload" else replay(main)

@@ -1,7 +1,7 @@
 """Progress bar, curves and pictures of a run, written by rank 0 and unable to stop or slow a training.
 
 A training appends JSON lines to a spool file under `<main>/runs/spool`, and that is all it does. A process of its own
-(`vtp.tracking_upload`) reads the spool and tells MLflow, so that a dead server, a locked database or a machine without MLflow
+(`vtp.tracking.upload`) reads the spool and tells MLflow, so that a dead server, a locked database or a machine without MLflow
 costs the training nothing; what was not uploaded stays in the spool until somebody runs `python -m vtp.tracking replay`.
 
 A spool file is called `<stage>-<key>-<n>.jsonl`. Each line holds `kind`, `key`, `value`, `step` and `ts` (milliseconds since
@@ -406,16 +406,10 @@ def _start_uploader(main: Path) -> subprocess.Popen[bytes]:
     Its working directory is the main checkout, because the copy that `dvc exp run --temp` works in is deleted at the end. The
     code comes from there too; from this file's checkout if the main one has none.
     """
-    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     command = [sys.executable, "-m", "vtp.tracking", "upload", str(main)]
     with (spool_folder(main) / "upload.log").open("ab") as out:
         return subprocess.Popen(
             command, cwd=main, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
         )
-
-
-if __name__ == "__main__":
-    from vtp import tracking_upload
-
-    sys.exit(tracking_upload.command_line(sys.argv[1:]))

@@ -14,13 +14,13 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.study.test_report import RECORDS
-from vtp import tracking_ui
 from vtp.reporting.pictures import save_png
 from vtp.study import report
 from vtp.study.records import Records
-from vtp.tracking_database import create_database
-from vtp.tracking_studies import Entry, enter
-from vtp.tracking_upload import Runs
+from vtp.tracking import ui
+from vtp.tracking.database import create_database
+from vtp.tracking.studies import Entry, enter
+from vtp.tracking.upload import Runs
 
 pytestmark = pytest.mark.slow  # MLflow takes seconds to begin
 
@@ -103,9 +103,9 @@ def test_everything_that_records_say_is_in_mlflow_once(main, tmp_path):
     assert "vavae_300" not in second
     assert (second["ae_300"].data.params["pretrain_steps"], second["ae_300"].data.metrics["gfd"]) == ("301", 11.0)
 
-    pages = tracking_ui.studies(main)
+    pages = ui.studies(main)
     assert len(pages["study s"]) == len(RECORDS) - 1
-    address = unquote(tracking_ui.comparison(pages["study s"], 5000)).partition("runs=")[2]
+    address = unquote(ui.comparison(pages["study s"], 5000)).partition("runs=")[2]
     shown = json.loads(address.partition("&")[0])
     assert set(shown) == {run.info.run_id for name, run in second.items() if name != "figures"}
 
@@ -133,7 +133,7 @@ def test_two_studies_do_not_meet(main):
     for name in ("one", "two"):
         assert enter(main, name, [Entry("a", parameters={"objective": name})])
     assert [runs(main, name)["a"].data.params["objective"] for name in ("one", "two")] == ["one", "two"]
-    assert list(tracking_ui.studies(main))[:2] == ["study two", "study one"]
+    assert list(ui.studies(main))[:2] == ["study two", "study one"]
 
 
 def test_off_and_a_dead_server_are_no_errors(tmp_path, monkeypatch, caplog):

@@ -1,6 +1,6 @@
 """What tracking costs, in processor time, over a run that tracks what the demo does at the demo's pace.
 
-`python -m tests.tracking_cost [SECONDS]`. The time on the wall would say more about the machine's other work than about tracking;
+`python -m tests.tracking.cost [SECONDS]`. The time on the wall would say more about the machine's other work than about tracking;
 counted are the time inside the calls of `Track` and the processor time of every uploader from its first to its last instruction,
 the creation of the database included.
 """
@@ -72,7 +72,7 @@ def cost(main: Path, seconds: float) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m tests.tracking_cost")
+    parser = argparse.ArgumentParser(prog="python -m tests.tracking.cost")
     parser.add_argument("seconds", nargs="?", type=float, default=250.0, help="that the demo takes")
     chosen = parser.parse_args()
     os.environ["VTP_TRACKING"] = "on"

@@ -21,10 +21,10 @@ import pytest
 from PIL import Image
 
 from tests.waiting import PATIENCE, wait_for
-from vtp import tracking, tracking_database, tracking_ui, tracking_upload
-from vtp.tracking import Bar, Track, flatten, publish
+from vtp.tracking import Bar, Track, database, flatten, publish, ui, upload
+from vtp.tracking.track import Spool
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PARAMETERS = {"seed": 0, "dit": {"width": 64, "betas": [0.9, 0.95], "path": None}}
 
 
@@ -43,7 +43,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         def poll(self) -> None:
             return None
 
-    monkeypatch.setattr(tracking, "_start_uploader", lambda main: asked.append(main) or Idle())
+    monkeypatch.setattr("vtp.tracking.track._start_uploader", lambda main: asked.append(main) or Idle())
     return asked
 
 
@@ -188,7 +188,7 @@ def test_half_a_line_harms_no_other(tmp_path: Path, alone: list[Path], monkeypat
     track._file = file
     track.scalars(2, {"loss": 2.0})
     track.close()
-    spool = tracking_upload.Spool(tmp_path / "runs" / "spool" / "pretrain-abc-0000.jsonl", "x")
+    spool = Spool(tmp_path / "runs" / "spool" / "pretrain-abc-0000.jsonl", "x")
     records, offset = spool.read()
     assert [(record["kind"], record["step"]) for record in records] == [("open", 0), ("scalar", 2), ("end", 0)]
     assert offset == spool.path.stat().st_size
@@ -205,11 +205,11 @@ def test_a_machine_without_mlflow_keeps_its_spool(tmp_path: Path, alone: list[Pa
     assert process.returncode == 1
     assert out.count("\n") == 1
     assert "no MLflow here" in out
-    assert tracking_upload.Spool(next((tmp_path / "runs" / "spool").glob("*.jsonl")), "x").pending()
+    assert Spool(next((tmp_path / "runs" / "spool").glob("*.jsonl")), "x").pending()
 
 
 def test_training_loads_no_mlflow(tmp_path: Path) -> None:
-    text = "import sys, vtp.tracking, vtp.tracking_upload; print([m for m in ('mlflow', 'torch', 'PIL') if m in sys.modules])"
+    text = "import sys, vtp.tracking, vtp.tracking.upload; print([m for m in ('mlflow', 'torch', 'PIL') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
@@ -219,7 +219,7 @@ def test_training_loads_no_mlflow(tmp_path: Path) -> None:
 
 def test_a_writer_is_alive_until_it_closes(tmp_path: Path, alone: list[Path]) -> None:
     track = begin(tmp_path)
-    spool = tracking_upload.Spool(tmp_path / "runs" / "spool" / "pretrain-abc-0000.jsonl", "x")
+    spool = Spool(tmp_path / "runs" / "spool" / "pretrain-abc-0000.jsonl", "x")
     assert spool.alive()
     track.close()
     assert not spool.alive()
@@ -228,7 +228,7 @@ def test_a_writer_is_alive_until_it_closes(tmp_path: Path, alone: list[Path]) ->
 def test_a_reader_takes_whole_lines_only(tmp_path: Path) -> None:
     path = tmp_path / "a-b-0000.jsonl"
     path.write_bytes(b'{"kind": 1}\n{"kind": 2}\n{"ki')
-    spool = tracking_upload.Spool(path, "x")
+    spool = Spool(path, "x")
     records, spool.position.offset = spool.read()
     assert records == [{"kind": 1}, {"kind": 2}]
     with path.open("ab") as file:
@@ -239,21 +239,21 @@ def test_a_reader_takes_whole_lines_only(tmp_path: Path) -> None:
 def test_a_position_holds_for_one_destination(tmp_path: Path) -> None:
     path = tmp_path / "a-b-0000.jsonl"
     path.write_bytes(b"{}\n")
-    spool = tracking_upload.Spool(path, "here")
+    spool = Spool(path, "here")
     spool.position.offset, spool.position.done = 3, True
     spool.note()
-    assert not tracking_upload.Spool(path, "here").pending()
-    there = tracking_upload.Spool(path, "there")
+    assert not Spool(path, "here").pending()
+    there = Spool(path, "there")
     assert (there.pending(), there.elsewhere, there.position.offset) == (True, True, 0)
 
 
 def test_passwords_are_not_shown() -> None:
-    assert tracking_upload.shown("to https://me:secret@host/x failed") == "to https://host/x failed"
+    assert upload.shown("to https://me:secret@host/x failed") == "to https://host/x failed"
 
 
 def test_a_second_replay_leaves_the_first_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with tracking_database.locked(tmp_path / "runs" / "spool" / "upload.lock"):
-        assert tracking_upload.replay(tmp_path) == 1
+    with database.locked(tmp_path / "runs" / "spool" / "upload.lock"):
+        assert upload.replay(tmp_path) == 1
     assert "another process is uploading" in caplog.text
 
 
@@ -264,8 +264,8 @@ def test_a_second_replay_leaves_the_first_alone(tmp_path: Path, caplog: pytest.L
 def client(tmp_path: Path) -> Any:
     from mlflow import MlflowClient
 
-    tracking_database.create_database(tmp_path)
-    return MlflowClient(tracking_database.local_uri(tmp_path))
+    database.create_database(tmp_path)
+    return MlflowClient(database.local_uri(tmp_path))
 
 
 def runs_of(client: Any) -> tuple[list[Any], list[Any]]:
@@ -289,7 +289,7 @@ def test_replay_builds_parent_and_child(tmp_path: Path, alone: list[Path], clien
         track.picture("samples", np.zeros((600, 300, 3), np.uint8), 4)
         track.final({"psnr": 21.5})
     publish(tmp_path, "f" * 16, PARAMETERS, {"pretrain": {"psnr": 21.5}, "evaluate": {"fid": 3.0}})
-    assert tracking_upload.replay(tmp_path) == 0
+    assert upload.replay(tmp_path) == 0
 
     [parent], [child] = runs_of(client)
     assert parent.data.params == {"seed": "0", "dit.width": "64", "dit.betas": "[0.9, 0.95]", "dit.path": "null"}
@@ -315,7 +315,7 @@ def test_replay_builds_parent_and_child(tmp_path: Path, alone: list[Path], clien
 
     for note in (tmp_path / "runs" / "spool").glob("*.pos"):
         note.unlink()
-    assert tracking_upload.replay(tmp_path) == 0  # all of it a second time
+    assert upload.replay(tmp_path) == 0  # all of it a second time
     [again_parent], [again] = runs_of(client)
     assert points(client, again, "loss") == [(step, float(step)) for step in range(5)]
     assert again_parent.data.metrics == parent.data.metrics
@@ -340,7 +340,7 @@ def test_a_killed_uploader_costs_nothing(tmp_path: Path, alone: list[Path], clie
     position = json.loads(note.read_text())
     assert 0 < position["offset"] < path.stat().st_size
     note.write_text(json.dumps(position | {"offset": 0}))  # it died before it noted any
-    assert tracking_upload.replay(tmp_path) == 0
+    assert upload.replay(tmp_path) == 0
     _, [child] = runs_of(client)
     assert points(client, child, "loss") == [(step, step / 7) for step in range(count)]
     assert child.info.status == "FINISHED"
@@ -352,16 +352,16 @@ def test_a_resumed_run_goes_on(tmp_path: Path, alone: list[Path], client: Any) -
     writer = """
 import os, signal, sys
 from pathlib import Path
-from vtp import tracking
-tracking._start_uploader = lambda main: None
-track = tracking.Track.open("pretrain", "abc", main=Path(sys.argv[1]), variant="f" * 16, parameters={"seed": 0})
+from vtp.tracking import Track, track
+track._start_uploader = lambda main: None
+track = Track.open("pretrain", "abc", main=Path(sys.argv[1]), variant="f" * 16, parameters={"seed": 0})
 track.parameters({"workers": 0})
 track.scalars(0, {"loss": 1.0})
 os.kill(os.getpid(), signal.SIGKILL)
 """
     killed = subprocess.run([sys.executable, "-c", writer, str(tmp_path)], cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL
-    assert tracking_upload.replay(tmp_path) == 0
+    assert upload.replay(tmp_path) == 0
     [parent], [child] = runs_of(client)
     assert (child.info.status, parent.info.status) == ("KILLED", "KILLED")
     assert parent.info.run_name == "ffffffff"
@@ -369,7 +369,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     track = begin(tmp_path, parameters={"seed": 0})
     track.parameters({"workers": 4})
     track.scalars(1, {"loss": 0.5})
-    uploader = tracking_upload.Uploader(tmp_path)
+    uploader = upload.Uploader(tmp_path)
     uploader.round()
     assert uploader.alive
     [parent], [child] = runs_of(client)
@@ -402,7 +402,7 @@ def test_progress_without_a_terminal_is_lines_of_log(caplog: pytest.LogCaptureFi
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     caplog.set_level(logging.INFO)
     clock = iter(range(0, 1000, 10))
-    monkeypatch.setattr("vtp.tracking.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("vtp.tracking.track.time.monotonic", lambda: float(next(clock)))
     bar = Bar("pretrain", 12, 4, shown=True)
     for step in range(8):
         bar.advance(images=50, loss=1 / (step + 1))
@@ -441,16 +441,16 @@ def test_the_comparison_page_names_the_newest_variants_oldest_first(tmp_path: Pa
         database.executemany("insert into runs values (?, 1, ?, ?)", rows)
         marked = [("vtp.variant", "v", run) for run, _, _ in rows if run != "child"]
         database.executemany("insert into tags values (?, ?, ?)", marked)
-    runs = tracking_ui.variants(tmp_path)
+    runs = ui.variants(tmp_path)
     assert runs == [("new", "1"), ("old", "1")]
-    address = tracking_ui.comparison(runs, 5000)
+    address = ui.comparison(runs, 5000)
     assert unquote(address) == 'http://127.0.0.1:5000/#/compare-runs?runs=["old", "new"]&experiments=["1"]'
 
 
 @pytest.mark.slow
 def test_the_pages_open_by_themselves_where_there_is_a_display(tmp_path: Path, alone: list[Path]) -> None:
     publish(tmp_path, "f" * 16, PARAMETERS, {"pretrain": {"psnr": 21.5}})
-    assert tracking_upload.replay(tmp_path) == 0
+    assert upload.replay(tmp_path) == 0
     browser = tmp_path / "browser"
     browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened.new; mv {tmp_path}/opened.new {tmp_path}/opened\n')
     browser.chmod(0o755)
@@ -466,7 +466,7 @@ def test_the_pages_open_by_themselves_where_there_is_a_display(tmp_path: Path, a
         address = (tmp_path / "opened").read_text().strip()
         assert address in (tmp_path / "log").read_text()
         assert address.startswith(f"http://127.0.0.1:{port}/#/compare-runs?runs=")
-        assert tracking_ui.serve(tmp_path, port) == 1  # taken
+        assert ui.serve(tmp_path, port) == 1  # taken
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(PATIENCE)
@@ -474,5 +474,5 @@ def test_the_pages_open_by_themselves_where_there_is_a_display(tmp_path: Path, a
 
 def test_no_page_is_served_from_a_database_that_is_not_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"")
-    assert tracking_ui.serve(tmp_path, 5999) == 1
+    assert ui.serve(tmp_path, 5999) == 1
     assert "mlflow.db is not whole" in caplog.text

@@ -15,9 +15,9 @@ from typing import Any
 
 from vtp.artifacts import digest
 from vtp.provenance import fingerprint
-from vtp.tracking import Status, spool_folder, wanted
-from vtp.tracking_database import locked
-from vtp.tracking_upload import Runs, reason
+from vtp.tracking.database import locked
+from vtp.tracking.track import Status, spool_folder, wanted
+from vtp.tracking.upload import Runs, reason
 
 log = logging.getLogger(__name__)
 

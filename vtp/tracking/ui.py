@@ -15,9 +15,9 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
-from vtp.tracking_database import create_database, local_uri
-from vtp.tracking_studies import PREFIX, WHOLE
-from vtp.tracking_upload import destination, quiet, shown
+from vtp.tracking.database import create_database, local_uri
+from vtp.tracking.studies import PREFIX, WHOLE
+from vtp.tracking.upload import destination, quiet, shown
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def serve(main: Path, port: int) -> int:
     for name, address in pages.items():
         log.info("%s: %s", name, address)
     if _display():
-        subprocess.Popen([sys.executable, "-m", "vtp.tracking_ui", next(iter(pages.values())), str(port)], start_new_session=True)
+        subprocess.Popen([sys.executable, "-m", "vtp.tracking.ui", next(iter(pages.values())), str(port)], start_new_session=True)
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # seven more processes, for features that nobody here uses
     os.chdir(main)
     where = ["--backend-store-uri", local_uri(main), "--default-artifact-root", (main / "mlartifacts").as_uri()]

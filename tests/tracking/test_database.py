@@ -19,10 +19,10 @@ from urllib.request import urlopen
 import pytest
 
 from tests.waiting import PATIENCE, wait_for
-from vtp import tracking_database, tracking_upload
 from vtp.config import ROOT
-from vtp.tracking import Spool
-from vtp.tracking_database import SIDE_FILES, create_database, local_uri, whole
+from vtp.tracking.database import QUIET, SIDE_FILES, create_database, forget, local_uri, locked, whole
+from vtp.tracking.track import Spool
+from vtp.tracking.upload import replay
 
 pytestmark = pytest.mark.trap
 
@@ -69,7 +69,7 @@ def ended(training: subprocess.Popen[str]) -> tuple[float, int]:
 
 def kill_uploader(main: Path, number: int) -> None:
     os.kill(number, signal.SIGKILL)
-    with tracking_database.locked(main / "runs" / "spool" / "upload.lock"):
+    with locked(main / "runs" / "spool" / "upload.lock"):
         pass
 
 
@@ -135,10 +135,10 @@ def test_half_a_database_is_moved_aside_and_the_new_one_gets_everything(tmp_path
     maker.wait()
     assert not whole(tmp_path)
     (tmp_path / "mlflow.db-wal").write_bytes(b"of the broken one")
-    long_ago = time.time() - 2 * tracking_database.QUIET
+    long_ago = time.time() - 2 * QUIET
     os.utime(database, (long_ago, long_ago))
 
-    assert tracking_upload.replay(tmp_path) == 0
+    assert replay(tmp_path) == 0
     [aside] = [path for path in tmp_path.glob("mlflow.db.broken-*") if not path.name.endswith(SIDE_FILES)]
     assert [record.getMessage() for record in caplog.records if record.name.startswith("vtp")] == [
         f"{database} was never finished or is damaged; it is {aside.name} now, and a new one takes its place"
@@ -200,23 +200,23 @@ def test_a_server_that_comes_up_later_gets_each_point_once_and_keeps_its_own_art
         port = listener.getsockname()[1]
     uri, main, there = f"http://127.0.0.1:{port}", tmp_path / "main", tmp_path / "server"
     there.mkdir()
-    replay = [sys.executable, "-m", "vtp.tracking", "replay", str(main)]
+    call = [sys.executable, "-m", "vtp.tracking", "replay", str(main)]
     kill_uploader(main, ended(train(main, MLFLOW_TRACKING_URI=uri))[1])
-    tried = subprocess.run(replay, env=os.environ | {"MLFLOW_TRACKING_URI": uri}, capture_output=True, text=True)
+    tried = subprocess.run(call, env=os.environ | {"MLFLOW_TRACKING_URI": uri}, capture_output=True, text=True)
     assert tried.returncode == 1
     assert "nothing more uploaded" in tried.stdout
     assert "Traceback" not in tried.stdout + tried.stderr
     where = ["--backend-store-uri", f"sqlite:///{there / 'its.db'}", "--artifacts-destination", str(there / "artifacts")]
-    call = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *where]
+    serve = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *where]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (there / "log").open("w") as log:
-        server = subprocess.Popen(call, cwd=there, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(serve, cwd=there, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True)
     try:
         wait_for(lambda: healthy(uri))
         for _ in range(2):
             for note in (main / "runs" / "spool").glob("*.pos"):
                 note.unlink()
-            done = subprocess.run(replay, env=os.environ | {"MLFLOW_TRACKING_URI": uri}, capture_output=True, text=True)
+            done = subprocess.run(call, env=os.environ | {"MLFLOW_TRACKING_URI": uri}, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr
         client = assert_each_point_once(uri, ["pretrain"])
         assert client.get_experiment_by_name("vtp").artifact_location.startswith("mlflow-artifacts:")
@@ -236,13 +236,13 @@ def test_a_database_that_another_process_has_locked_costs_a_wait_and_no_point(
         seconds, uploader = ended(train(tmp_path))
         assert seconds < 1.0
         kill_uploader(tmp_path, uploader)
-        assert tracking_upload.replay(tmp_path) == 1
+        assert replay(tmp_path) == 1
         [said] = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
         assert said.startswith("nothing more uploaded: ")
         assert "database is locked" in said
         assert "\n" not in said
         other.execute("rollback")
-    assert tracking_upload.replay(tmp_path) == 0
+    assert replay(tmp_path) == 0
     assert_each_point_once(local_uri(tmp_path), ["pretrain"])
 
 
@@ -252,5 +252,5 @@ def test_a_database_of_another_name_keeps_its_positions(tmp_path: Path) -> None:
     (folder / "here.pos").write_text(json.dumps({"to": local_uri(tmp_path)}))
     (folder / "there.pos").write_text(json.dumps({"to": "https://host"}))
     (folder / "cut.pos").write_text('{"to')
-    tracking_database.forget(tmp_path)
+    forget(tmp_path)
     assert [path.name for path in folder.iterdir()] == ["there.pos"]
