@@ -49,7 +49,7 @@ LAYERS = {
 }
 FROZEN = ("vtp.models.frozen", "vtp.models.metric_network")
 WRAPPED = {
-    "mlflow": {"vtp/tracking/upload.py", "vtp/tracking/database.py"},
+    "mlflow": {"vtp/tracking/runs.py", "vtp/tracking/database.py"},
     "torch.distributed": {"vtp/dist.py", "vtp/artifacts.py", "vtp/engine/parallel.py"},
     "timm": {"vtp/models/metric_network.py", "vtp/models/discriminator.py", "vtp/models/foundation.py"},
     "diffusers": {"vtp/models/convolutional.py"},

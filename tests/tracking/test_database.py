@@ -21,7 +21,7 @@ import pytest
 from tests.waiting import PATIENCE, wait_for
 from vtp.config import ROOT
 from vtp.tracking.database import QUIET, SIDE_FILES, create_database, forget, local_uri, locked, whole
-from vtp.tracking.track import Spool
+from vtp.tracking.spool import Spool
 from vtp.tracking.upload import replay
 
 pytestmark = pytest.mark.trap
@@ -46,10 +46,8 @@ print(inside + time.monotonic() - before, track._uploader.pid, flush=True)
 
 
 @pytest.fixture(autouse=True)
-def _tracking_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VTP_TRACKING", "on")
+def _started_from_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 

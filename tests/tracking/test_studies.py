@@ -19,16 +19,10 @@ from vtp.study import report
 from vtp.study.records import Records
 from vtp.tracking import ui
 from vtp.tracking.database import create_database
+from vtp.tracking.runs import Runs
 from vtp.tracking.studies import Entry, enter
-from vtp.tracking.upload import Runs
 
 pytestmark = pytest.mark.slow  # MLflow takes seconds to begin
-
-
-@pytest.fixture(autouse=True)
-def _tracking_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VTP_TRACKING", "on")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vtp.tracking.track import spool_folder
+from vtp.tracking.spool import spool_folder
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,9 @@ from typing import Any
 from vtp.artifacts import digest
 from vtp.provenance import fingerprint
 from vtp.tracking.database import locked
-from vtp.tracking.track import Status, spool_folder, wanted
-from vtp.tracking.upload import Runs, reason
+from vtp.tracking.runs import Runs, reason
+from vtp.tracking.spool import spool_folder
+from vtp.tracking.track import Status, wanted
 
 log = logging.getLogger(__name__)
 

@@ -1,12 +1,8 @@
-"""Progress bar, curves and pictures of a run, written by rank 0 and unable to stop or slow a training.
+"""Curves, pictures and figures of a run, written by rank 0 and unable to stop or slow a training.
 
-A training appends JSON lines to a spool file under `<main>/runs/spool`, and that is all it does. A process of its own
+A training appends JSON lines to a spool file (`vtp.tracking.spool`), and that is all it does. A process of its own
 (`vtp.tracking.upload`) reads the spool and tells MLflow, so that a dead server, a locked database or a machine without MLflow
 costs the training nothing; what was not uploaded stays in the spool until somebody runs `python -m vtp.tracking replay`.
-
-A spool file is called `<stage>-<key>-<n>.jsonl`. Each line holds `kind`, `key`, `value`, `step` and `ts` (milliseconds since
-1970); the first line, of kind `open`, says which run the rest belongs to, the last one, of kind `end`, how it ended. The writer
-holds a lock on the file as long as it lives, which is how the reader tells a running training from a killed one.
 
 `VTP_TRACKING=off` turns spool and upload off. MLflow is the local `<main>/mlflow.db` unless MLFLOW_TRACKING_URI names a server.
 """
@@ -23,12 +19,12 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Concatenate, Literal, ParamSpec, Self
 
-from tqdm import tqdm
+from vtp.tracking.bar import Bar
+from vtp.tracking.spool import create, spool_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,18 +33,6 @@ log = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Arguments = ParamSpec("Arguments")
-
-PLAIN_INTERVAL = 30.0  # seconds between two lines of progress where no terminal is there to draw a bar on
-RATE_INTERVAL = 1.0  # seconds over which images per second are counted
-READ = 1 << 18  # bytes of a spool file that are read, and uploaded, at once
-
-Record = Mapping[str, Any]
-"""A line of a spool file."""
-
-
-def spool_folder(main: Path) -> Path:
-    """Where the spool files of a checkout lie."""
-    return main / "runs" / "spool"
 
 
 def _harmless(method: Callable[Concatenate[Track, Arguments], None]) -> Callable[Concatenate[Track, Arguments], None]:
@@ -106,7 +90,7 @@ class Track:
         track = cls(stage, main)
         try:
             if wanted():
-                track._path, track._file = _new_spool(main, f"{stage or 'pipeline'}-{key}")
+                track._path, track._file = create(main, f"{stage or 'pipeline'}-{key}")
                 name = run_name or os.environ.get("DVC_EXP_NAME")
                 about = {"stage": stage, "key": key, "variant": variant, "run_name": name, "tags": dict(tags or {})}
                 track._write([("open", stage, about | {"parameters": flatten(parameters, ".")}, 0)])
@@ -197,64 +181,6 @@ class Track:
             log.warning("tracking of %s failed (%s: %s); training goes on.", self.stage, type(error).__name__, error)
 
 
-class Bar:
-    """Progress over steps with loss and images per second: a bar on a terminal, a line of log now and then elsewhere."""
-
-    def __init__(self, label: str, total: int, initial: int, *, shown: bool) -> None:
-        self._label, self._total, self._step, self._shown = label, total, initial, shown
-        self._loss: float | None = None
-        self._figures, self._rate, self._images = "", 0.0, 0
-        self._counted = self._told = time.monotonic()
-        terminal = shown and sys.stderr.isatty()
-        self._tqdm = tqdm(total=total, initial=initial, desc=label, unit="step", dynamic_ncols=True) if terminal else None
-
-    def advance(self, images: int, loss: float | None = None, figures: str | None = None) -> None:
-        """One step is done.
-
-        Args:
-            images: of the global batch.
-            loss, figures: to show from now on; None keeps those shown (reading a loss makes the host wait for the device).
-        """
-        if not self._shown:
-            return
-        self._step += 1
-        self._images += images
-        self._loss = self._loss if loss is None else loss
-        self._figures = self._figures if figures is None else figures
-        now = time.monotonic()
-        if now - self._counted >= RATE_INTERVAL:
-            self._rate, self._images, self._counted = self._images / (now - self._counted), 0, now
-        try:
-            if self._tqdm is not None:
-                self._tqdm.set_postfix_str(self._facts(), refresh=False)
-                self._tqdm.update()
-            elif now - self._told >= PLAIN_INTERVAL:
-                self._told = now
-                self._tell()
-        except OSError:  # the terminal was closed
-            self._shown = False
-
-    def close(self) -> None:
-        """Draw or log the last state; closing twice is fine."""
-        if not self._shown:
-            return
-        self._shown = False
-        try:
-            if self._tqdm is not None:
-                self._tqdm.close()
-            else:
-                self._tell()
-        except OSError:
-            pass
-
-    def _tell(self) -> None:
-        log.info("%s step %d/%d: %s", self._label, self._step, self._total, self._facts())
-
-    def _facts(self) -> str:
-        facts = [f"loss {self._loss:.4g}" if self._loss is not None else "", f"{self._rate:.0f} images/s" if self._rate else ""]
-        return ", ".join(fact for fact in (*facts, self._figures) if fact) or "no figures yet"
-
-
 def publish(
     main: Path,
     variant: str,
@@ -274,85 +200,6 @@ def publish(
     """
     with Track.open("", variant, main=main, variant=variant, parameters=parameters, run_name=run_name, tags=tags) as track:
         track.final(flatten(final, "/"))
-
-
-@dataclass
-class Position:
-    """How far a spool file is at `to`: `offset` bytes, the last record of time `ts` (ms); its `status` once the end was seen."""
-
-    to: str
-    offset: int = 0
-    ts: int = 0
-    status: str = ""
-    done: bool = False
-
-
-class Spool:
-    """One spool file as its reader sees it."""
-
-    def __init__(self, path: Path, to: str) -> None:
-        self.path, self._pos_path = path, path.with_suffix(".pos")
-        self.elsewhere = False
-        self.position = Position(to)
-        try:
-            noted = Position(**json.loads(self._pos_path.read_text()))
-        except (FileNotFoundError, ValueError, TypeError):
-            return
-        if noted.to == to:
-            self.position = noted
-        else:
-            self.elsewhere = noted.done
-
-    @property
-    def series(self) -> str:
-        """Stage and key: what the spool files of one run have in common."""
-        return self.path.stem.rpartition("-")[0]
-
-    def pending(self) -> bool:
-        """True unless everything was uploaded."""
-        return not self.position.done or self.path.stat().st_size > self.position.offset
-
-    def alive(self) -> bool:
-        """True while its writer lives."""
-        with self.path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            return False
-
-    def about(self) -> Record | None:
-        """The first record, which says what run this is; None if its writer did not get that far."""
-        with self.path.open("rb") as file:
-            records = _parse(file.readlines(1))
-        return records[0]["value"] if records and records[0]["kind"] == "open" else None
-
-    def read(self) -> tuple[list[Record], int]:
-        """The next whole lines, and the offset after them."""
-        with self.path.open("rb") as file:
-            file.seek(self.position.offset)
-            lines = [line for line in file.readlines(READ) if line.endswith(b"\n")]
-        return _parse(lines), self.position.offset + sum(map(len, lines))
-
-    def note(self) -> None:
-        """Write the position down."""
-        temporary = self._pos_path.with_suffix(".pos.new")
-        temporary.write_text(json.dumps(asdict(self.position)))
-        os.replace(temporary, self._pos_path)
-
-
-def _parse(lines: list[bytes]) -> list[Record]:
-    """Records of whole lines; what a full disk cut is left out."""
-    records = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            if line.strip():
-                log.warning("left out a broken line of a spool file: %r", line[:80])
-            continue
-        records.append(record)
-    return records
 
 
 def flatten(nested: Mapping[str, Any], separator: str) -> dict[str, Any]:
@@ -382,22 +229,6 @@ def wanted() -> bool:
     if switch not in ("on", "off"):
         log.warning("VTP_TRACKING=%s is neither on nor off; tracking stays on.", switch)
     return switch != "off" and _is_main()
-
-
-def _new_spool(main: Path, stem: str) -> tuple[Path, BinaryIO]:
-    """The next free `<stem>-<n>.jsonl`, created and locked by this process."""
-    folder = spool_folder(main)
-    folder.mkdir(parents=True, exist_ok=True)
-    number = 0
-    while True:
-        path = folder / f"{stem}-{number:04d}.jsonl"
-        try:
-            file = path.open("xb", buffering=0)
-        except FileExistsError:
-            number += 1
-            continue
-        fcntl.flock(file, fcntl.LOCK_EX)
-        return path, file
 
 
 def _start_uploader(main: Path) -> subprocess.Popen[bytes]:

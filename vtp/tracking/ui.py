@@ -16,8 +16,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from vtp.tracking.database import create_database, local_uri
+from vtp.tracking.runs import destination, quiet, shown
 from vtp.tracking.studies import PREFIX, WHOLE
-from vtp.tracking.upload import destination, quiet, shown
 
 log = logging.getLogger(__name__)
 
