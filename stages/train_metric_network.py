@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from vtp.config import ROOT, Params
 from vtp.run import entry, open_run
@@ -20,7 +21,8 @@ def main(params: Params) -> None:
         from vtp.reporting.curves import write_csv
         from vtp.tasks.metric import TrainMetricNetwork
 
-        device = start(params.run)
+        # A ruler that is made anew, for more runs of a study, say, should be the same ruler.
+        device = start(replace(params.run, deterministic=True))
         options = params.evaluate.metric_network
         data = Prepared.open(ROOT / "data" / "prepare", Scratch.of(run.work, params.run.cache_gigabytes))
         if not data.labelled:

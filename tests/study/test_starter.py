@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -87,6 +88,21 @@ def test_it_ends_as_it_would_alone(starter, place, code):
     for stream in (alone.stdout, alone.stderr.strip().rpartition("\n")[2]):
         assert stream in said
     assert run(starter, place, "print('next')", "other") == (0, "next\n")
+
+
+@pytest.mark.parametrize(
+    ("trial", "ahead"),
+    [
+        ("import colorsys", True),
+        ("assert 'colorsys' not in __import__('sys').modules", False),
+        ("raise SystemExit(0)", False),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", False),
+    ],
+)
+def test_nothing_is_imported_ahead_of_what_could_not_be_done_then(place, trial, ahead):
+    with contextlib.closing(Starter(place, {}, ("colorsys",), trial)) as starter:
+        for _ in range(2):
+            assert run(starter, place, "import sys; print('colorsys' in sys.modules)") == (0, f"{ahead}\n")
 
 
 def test_it_may_use_processes_of_its_own(starter, place):

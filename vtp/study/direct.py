@@ -67,9 +67,9 @@ class Workshop:
             )
         name = self.study.name
         names = [name] if self.at_once == 1 else [f"{name}-{number}" for number in range(1, self.at_once + 1)]
-        imports = imported(self.study)
+        imports, trial = imported(self.study)
         self.benches = [
-            Bench(name, self, Starter(copy_of(self.main, name), share, imports))
+            Bench(name, self, Starter(copy_of(self.main, name), share, imports, trial))
             for name, share in zip(names, shares(self.at_once), strict=True)
         ]
         self._free = SimpleQueue()
@@ -234,17 +234,14 @@ def copy_of(main: Path, bench: str) -> Path:
     return main / "runs" / "copies" / bench
 
 
-def imported(study: Study) -> Sequence[str]:
-    """What there is no need to import for each stage anew.
-
-    Nothing where there is a GPU: its driver does not survive a fork, and who knows which import touches it.
-    """
+def imported(study: Study) -> tuple[Sequence[str], str]:
+    """What there is no need to import for each stage anew, and what a stage must be able to do thereafter."""
     import torch
 
-    if torch.cuda.device_count():
-        return ()
+    if torch.cuda.device_count():  # diffusers asks the driver as it is imported
+        return IMPORTS, "import torch; torch.zeros(1, device='cuda')"
     convolutional = any(cell.tree["tokenizer"]["network"] == "convolutional" for cell in study.cells)
-    return (*IMPORTS, *(CONVOLUTIONAL if convolutional else ()))
+    return (*IMPORTS, *(CONVOLUTIONAL if convolutional else ())), "pass"
 
 
 def order(checkout: Path) -> list[str]:

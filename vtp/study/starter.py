@@ -47,17 +47,19 @@ class Starter:
         folder: where modules are looked for, and the working directory.
         environment: variables that they get beside those of this process.
         imports: modules that are there before any of them starts; one that is not installed is left out.
+        trial: a statement that a child must be able to execute after these imports. If it cannot, nothing is imported ahead: a
+            GPU's driver, say, does not survive a fork once an import has touched it.
     """
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], imports: Sequence[str]) -> None:
-        self.folder, self.environment, self.imports = folder, environment, imports
+    def __init__(self, folder: Path, environment: Mapping[str, str], imports: Sequence[str], trial: str = "pass") -> None:
+        self.folder, self.environment, self.imports, self.trial = folder, environment, imports, trial
         self._program: subprocess.Popen[str] | None = None
 
     def ready(self) -> subprocess.Popen[str]:
         """Start it if it does not run, and wait until it has imported everything."""
         if self._program is None or self._program.poll() is not None:
             self._program = subprocess.Popen(
-                [sys.executable, str(Path(__file__).resolve()), *self.imports],
+                [sys.executable, str(Path(__file__).resolve()), self.trial, *self.imports],
                 cwd=self.folder,
                 env=os.environ | self.environment,
                 stdin=subprocess.PIPE,
@@ -95,9 +97,12 @@ class Starter:
 def serve() -> None:
     """Answer every line of stdin, a module and its log, with the process that became it and, at its end, its exit status."""
     sys.path[0] = os.getcwd()  # was the folder of this file
-    for name in sys.argv[1:]:
+    file, trial, *imports = sys.argv
+    for name in imports:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    if imports and not _succeeds(trial):
+        os.execv(sys.executable, [sys.executable, file, "pass"])
     gc.collect()
     gc.freeze()  # a child that looks for garbage does not look here, which would copy all of it
     _say("ready")
@@ -109,6 +114,16 @@ def serve() -> None:
             os.setpgid(pid, pid)
         _say(pid)
         _say(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+def _succeeds(trial: str) -> bool:
+    """Whether a child can execute a statement."""
+    if not (pid := os.fork()):
+        with contextlib.suppress(BaseException):
+            exec(trial)
+            os._exit(0)
+        os._exit(1)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def _say(word: object) -> None:
