@@ -12,7 +12,7 @@ from PIL import Image
 from vtp.config import ROOT
 from vtp.reporting.pictures import save_png
 from vtp.study import figures, report
-from vtp.study.curves import comparable, correlation, curve, objectives, reached
+from vtp.study.curves import comparable, correlation, curve, objectives, partial_correlation, reached
 from vtp.study.findings import findings
 from vtp.study.records import Record, Records
 
@@ -87,6 +87,20 @@ def test_correlation_is_over_runs_that_have_both_and_the_usual_transformer():
     assert correlation([made("ae"), made("vavae"), made("clip+ssl+ae")], "linear_probe_top1", "gfd") is None
 
 
+def test_partial_correlation_is_that_of_what_straight_lines_leave():
+    draw = np.random.default_rng(0)
+    rebuilt = draw.uniform(1, 10, 12)
+    probe = 0.1 * rebuilt + draw.normal(size=12)
+    distance = 2 * rebuilt - probe + draw.normal(size=12)
+    runs = [made("ae", gfd=g, rfd=r, linear_probe_top1=p) for r, p, g in zip(rebuilt, probe, distance, strict=True)]
+    line = np.stack([np.ones(12), rebuilt], axis=1)
+    left = [value - line @ np.linalg.lstsq(line, value, rcond=None)[0] for value in (probe, distance)]
+    found = partial_correlation([*runs, made("ae", rfd=None)], "linear_probe_top1", "gfd", "rfd")
+    assert found == pytest.approx(np.corrcoef(*left)[0, 1])
+    assert partial_correlation(runs[:3], "linear_probe_top1", "gfd", "rfd") is None
+    assert partial_correlation([made("ae", gfd=g, rfd=3 * g) for g in (1, 2, 5, 3)], "linear_probe_top1", "gfd", "rfd") is None
+
+
 def test_where_a_falling_curve_comes_down_to_a_level():
     line = curve([made("ae", gfd=g, dit_steps=s) for s, g in ((100, 20.0), (200, 10.0), (400, 8.0))], "ae", "dit_steps")
     assert reached(line, "gfd", 15.0) == pytest.approx(150)
@@ -101,7 +115,7 @@ def test_findings_say_whether_sign_and_shape_agree():
     assert ae.agrees is True
     assert "rFD 2 to 0.6667, gFD 15 to 15.5 (-3.3% improvement)" in ae.here
     assert wins.here == "8 against 15: 0.53 x"
-    assert "r = -1.00" in probe.here
+    assert probe.here.startswith("r = -1.00 between probe and gFD, over all runs of one DiT; 0.53 between rFD and gFD; -1.00")
     assert faster.agrees is True
     assert "vavae at 400 steps: reached at 200, 2.0 x" in faster.here
     assert levels.agrees is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -102,6 +103,19 @@ def correlation(records: Sequence[Record], x: Metric, y: Metric) -> float | None
     if len(pairs) < 3 or any(len({pair[i] for pair in pairs}) == 1 for i in (0, 1)):
         return None
     return statistics.correlation(*zip(*pairs, strict=True))
+
+
+def partial_correlation(records: Sequence[Record], x: Metric, y: Metric, given: Metric) -> float | None:
+    """Pearson's r of what straight lines in `given` leave of x and of y, over the finished runs that have all three.
+
+    None for fewer than four of them, or where one does not vary or lies on such a line.
+    """
+    whole = [record for record in records if getattr(record, given) is not None]
+    xy, xz, yz = (correlation(whole, *pair) for pair in ((x, y), (x, given), (y, given)))
+    if xy is None or xz is None or yz is None or len(both(whole, x, y)) < 4:
+        return None
+    left = (1 - xz**2) * (1 - yz**2)
+    return (xy - xz * yz) / math.sqrt(left) if left > 1e-12 else None
 
 
 def reached(line: Curve, metric: Metric, target: float) -> float | None:

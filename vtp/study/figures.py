@@ -55,8 +55,11 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
     if along["pretrain_steps"]:
         panels = [_panel(along["pretrain_steps"], metric, _flops) for metric in ("rfd", "gfd", "gfd_guided", "linear_probe_top1")]
         made.append(_figure(folder / "compute.png", panels))
-    if correlation(comparable(records), "linear_probe_top1", "gfd") is not None:
-        made.append(_figure(folder / "probe.png", [_scatter(comparable(records))]))
+    runs = comparable(records)
+    if correlation(runs, "linear_probe_top1", "gfd") is not None:
+        against: tuple[Metric, ...] = ("linear_probe_top1", "rfd")
+        panels = [_scatter(runs, metric) for metric in against if correlation(runs, metric, "gfd") is not None]
+        made.append(_figure(folder / "probe.png", panels))
     sizes: tuple[Axis, ...] = ("encoder", "data_fraction", "decoder")
     panels = [_panel(along[axis], metric) for axis in sizes if along[axis] for metric in ("rfd", "gfd")]
     if panels:
@@ -145,23 +148,23 @@ def _panel(
     return paint
 
 
-def _scatter(records: Sequence[Record]) -> Panel:
-    """gFD against the linear probe, one mark a run."""
+def _scatter(records: Sequence[Record], metric: Metric) -> Panel:
+    """gFD against another metric, one mark a run."""
 
     def paint(axes: Axes) -> None:
         for number, name in enumerate(objectives(records)):
-            pairs = both([r for r in records if r.objective == name], "linear_probe_top1", "gfd")
+            pairs = both([r for r in records if r.objective == name], metric, "gfd")
             axes.scatter(
-                [probe for probe, _ in pairs],
+                [value for value, _ in pairs],
                 [distance for _, distance in pairs],
                 s=34,
                 color=_colour(name, number),
                 marker=MARKS[number % len(MARKS)],
                 label=name,
             )
-        r = correlation(records, "linear_probe_top1", "gfd")
+        r = correlation(records, metric, "gfd")
         axes.set_title(f"r = {r:.2f}", loc="right", fontsize=9, color=QUIET)
-        _dress(axes, LABELS["linear_probe_top1"], LABELS["gfd"])
+        _dress(axes, LABELS[metric], LABELS["gfd"])
 
     return paint
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vtp.study.curves import Curve, comparable, correlation, curve, objectives, reached
+from vtp.study.curves import Curve, comparable, correlation, curve, objectives, partial_correlation, reached
 from vtp.study.records import Record
 
 JOINT = "clip+ssl+ae"
@@ -76,10 +76,16 @@ def _joint_wins(lines: Lines) -> Finding:
 def _probe(records: Sequence[Record]) -> Finding:
     claim = "The better a tokenizer understands, the better it generates"
     paper = "gFID falls as the linear probe rises"
-    r = correlation(comparable(records), "linear_probe_top1", "gfd")
+    runs = comparable(records)
+    r = correlation(runs, "linear_probe_top1", "gfd")
     if r is None:
         return Finding(claim, paper, "not measured", None)
-    return Finding(claim, paper, f"r = {r:.2f} between probe and gFD, over all runs of one DiT", r < 0)
+    here = f"r = {r:.2f} between probe and gFD, over all runs of one DiT"
+    if (rebuilt := correlation(runs, "rfd", "gfd")) is not None:
+        here += f"; {rebuilt:.2f} between rFD and gFD"
+    if (rest := partial_correlation(runs, "linear_probe_top1", "gfd", "rfd")) is not None:
+        here += f"; {rest:.2f} between probe and gFD at equal rFD (partial correlation)"
+    return Finding(claim, paper, here, r < 0)
 
 
 def _convergence(lines: Lines) -> Finding:

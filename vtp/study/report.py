@@ -15,7 +15,7 @@ from vtp.tracking.studies import Entry, enter
 
 CAPTIONS = {
     "compute": "Against pre-training compute. Bars: one standard deviation over seeds, where there are several.",
-    "probe": "Generation against understanding, one mark a run.",
+    "probe": "Generation against understanding and against reconstruction, one mark a run.",
     "sizes": "Against the encoder's size, the share of the pictures that pre-training sees, and the decoder's size.",
     "convergence": "Against the length of the diffusion transformer's training.",
     "sheet": "Originals, reconstructions and samples of the longest run of each objective; not picked by hand.",
