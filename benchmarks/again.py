@@ -28,17 +28,19 @@ log = logging.getLogger(__name__)
 def commands(records: Path, names: list[str]) -> dict[str, list[str]]:
     """The commands of these records, each once although it may have written several, under the first one's name.
 
+    A record without a command (that of the solvers, which needs a finished pipeline) is none that can be made again.
+
     Raises:
         SystemExit: there is no such record.
     """
-    there = {path.stem: path for path in sorted(records.glob("*.json"))}
+    read = {path.stem: json.loads(path.read_text()) for path in sorted(records.glob("*.json"))}
+    there = {name: record["command"] for name, record in read.items() if "command" in record}
     if missing := [name for name in names if name not in there]:
         raise SystemExit(f"{records} has no record of {', '.join(missing)}; it has {', '.join(there) or 'none at all'}.")
     found: dict[str, str] = {}
     for name in names or there:
-        command = json.loads(there[name].read_text())["command"]
-        if command not in found.values():
-            found[name] = command
+        if there[name] not in found.values():
+            found[name] = there[name]
     return {name: shlex.split(command)[1:] for name, command in found.items()}
 
 

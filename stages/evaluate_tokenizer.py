@@ -36,7 +36,10 @@ def main(params: Params) -> None:
             shown = data.validation.rows(torch.arange(16))["images"].to(device) / 255
             rebuilt = [model.decode(model.encode(shown)).clamp(0, 1) for model in (before, after)]
         rows = zip(("originals", "before the GAN", "after the GAN"), (shown, *rebuilt), strict=True)
-        with run.out({"evaluated": digest(ROOT / "data" / "finetune_decoder" / MANIFEST)}) as folder:
+        about = {"evaluated": digest(ROOT / "data" / "finetune_decoder" / MANIFEST)}
+        if describe is not None and params.evaluate.features == "metric":
+            about["metric_network"] = digest(ROOT / "data" / "train_metric_network" / "model.safetensors")
+        with run.out(about) as folder:
             if dist.is_main():
                 save_png(folder / "reconstructions.png", labelled_rows(list(rows)))
                 save_png(folder / "strip.png", grid(torch.cat([shown[:8], rebuilt[1][:8]]), 8))

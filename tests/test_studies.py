@@ -49,6 +49,7 @@ def test_variants_run_as_experiments_one_after_another_and_a_second_call_does_no
         assert record["status"] == "done"
         assert all(record[name] is not None for name in ("rfd", "gfd", "gfd_guided", "linear_probe_top1", "psnr"))
         assert record["zero_shot_top1"] is None
+    assert len({record["metric_network"] for record in found.values()} - {None}) == 1
     # What they share was made once, and the longer ones went on from the shorter ones.
     assert len(list((project / "runs" / "prepare").glob("*/finished.json"))) == 1
     assert len(list((project / "runs" / "pretrain" / "shared").glob("*/step-*"))) == 3
@@ -97,6 +98,7 @@ def test_every_baseline_runs_directly_in_under_a_minute_and_a_study_that_was_sto
         assert record["psnr"] > 6
         assert record["linear_probe_top1"] > 0
         assert (record["zero_shot_top1"] is not None) == ("clip" in record["objective"])
+    assert len({record["metric_network"] for record in found.values()} - {None}) == 1
     for stage in ("pretrain", "train_metric_network", "finetune_decoder", "train_dit"):
         reports = list((project / "runs" / "studies" / "stages" / stage).glob("*/reports/*.json"))
         assert {json.loads(file.read_text())["step"] for file in reports} == {20}

@@ -41,6 +41,7 @@ def made(objective: str, steps: int = 100, *, gfd: float = 10.0, **changes: obje
         "linear_probe_top1": 0.5 - gfd / 50,
         "zero_shot_top1": None,
         "psnr": 23.0,
+        "metric_network": "a" * 64,
         "seconds": 60.0,
     }
     return Record(**(values | changes))
@@ -154,6 +155,15 @@ def test_the_report_has_every_figure_run_and_failure(written):
     assert "http" not in page
     for link in re.findall(r'src="([^"]+)"', page):
         assert (written / "study" / "s" / link).is_file()
+
+
+def test_runs_that_were_measured_with_another_network_are_told_apart(written):
+    assert "do not compare" not in (written / "study.md").read_text()
+    Records(written / "study" / "s").save(made("ae", 700, metric_network="b" * 64))
+    report.write(written / "study", written / "study.md")
+    for text in (written / "study.md", written / "study" / "s" / "index.html"):
+        assert "do not compare" in text.read_text()
+        assert "b" * 16 + ": ae_700_metric_network-" in text.read_text()
 
 
 def test_the_same_records_give_the_same_bytes(written):

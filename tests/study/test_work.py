@@ -14,6 +14,7 @@ import pytest
 
 from tests.study.test_plan import planned
 from tests.waiting import PATIENCE, wait_for
+from vtp.artifacts import MANIFEST, save_json
 from vtp.config import ROOT
 from vtp.lock import Held, Lock
 from vtp.reporting.pictures import save_png
@@ -48,6 +49,7 @@ class Stub:
         for stage in ("evaluate_tokenizer", "evaluate_generation"):
             outs[stage] = self.folder / stage
             save_png(outs[stage] / "strip.png", np.zeros((4, 6, 3), dtype=np.uint8))
+        save_json(outs["evaluate_tokenizer"] / MANIFEST, {"metric_network": "ab12"})
         return Outcome({"gfd": 3.0, "gfd_unguided": 5.0, "rfd": 1.0, "pretrain_flops": 1e12, "psnr": 20.0, "other": 1}, outs)
 
 
@@ -71,7 +73,7 @@ def test_every_cell_gets_a_record_with_its_place_and_its_numbers(go, tmp_path):
     record = found["clip+ae_30"]
     assert (record.objective, record.pretrain_steps, record.dataset, record.status) == ("clip+ae", 30, "scenes", "done")
     assert (record.gfd, record.gfd_guided, record.rfd, record.pretrain_flops) == (5.0, 3.0, 1.0, 1e12)
-    assert record.zero_shot_top1 is None
+    assert (record.zero_shot_top1, record.metric_network) == (None, "ab12")
     keys = set(json.loads((tmp_path / "records" / "ae_10.json").read_text()))
     assert {"pretrain_flops", "encoder", "decoder", "data_fraction", "seed", "linear_probe_top1", "psnr"} <= keys
     assert go.records.picture("ae_10").exists()

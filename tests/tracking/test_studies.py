@@ -65,6 +65,7 @@ def test_everything_that_records_say_is_in_mlflow_once(main, tmp_path):
         "dit_steps": "400",
         "seed": "0",
         "dataset": "scenes",
+        "metric_network": "a" * 64,
     }
     assert run.data.metrics == {
         "rfd": pytest.approx(2 / 3),

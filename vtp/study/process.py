@@ -31,7 +31,7 @@ class Stopped(Exception):
 class Outcome:
     """What a variant left: the `numbers` of all its reports, and the folders of the outs that hold pictures, by stage."""
 
-    numbers: Mapping[str, Any]
+    numbers: dict[str, Any]
     outs: Mapping[str, Path]
 
 

@@ -26,6 +26,8 @@ class Record:
         pretrain_flops: of all of pre-training, forwards and backwards.
         encoder, decoder: rows of the tokenizer's ladder.
         rfd, gfd: Frechet distance of reconstructions, and of samples without guidance; `gfd_guided` with it.
+        metric_network: sha256 of the network in whose features they are taken; None where that is not known. Distances in the
+            features of different ones do not compare.
         seconds: from its start to its end; what came from a cache counts nothing, what it waited for beside other cells does.
     """
 
@@ -49,10 +51,11 @@ class Record:
     linear_probe_top1: float | None
     zero_shot_top1: float | None
     psnr: float | None
+    metric_network: str | None
     seconds: float
 
 
-MEASURED = ("pretrain_flops", "rfd", "linear_probe_top1", "zero_shot_top1", "psnr")
+MEASURED = ("pretrain_flops", "rfd", "linear_probe_top1", "zero_shot_top1", "psnr", "metric_network")
 
 
 def record(study: Study, cell: Cell, status: Status, *, message: str = "", numbers: Mapping[str, Any], seconds: float) -> Record:

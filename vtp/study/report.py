@@ -21,7 +21,8 @@ CAPTIONS = {
     "sheet": "Originals, reconstructions and samples of the longest run of each objective; not picked by hand.",
 }
 PLACED = (
-    "objective", "pretrain_steps", "pretrain_flops", "encoder", "decoder", "data_fraction", "dit_steps", "seed", "dataset"
+    "objective", "pretrain_steps", "pretrain_flops", "encoder", "decoder", "data_fraction", "dit_steps", "seed", "dataset",
+    "metric_network",
 )  # fmt: skip
 """What MLflow is told as a parameter: where a run stands."""
 MEASURED = (
@@ -74,6 +75,7 @@ def _section(name: str, records: Sequence[Record], made: Sequence[Path]) -> dict
     return {
         "name": name,
         "dataset": ", ".join(sorted({record.dataset for record in records})),
+        "rulers": _rulers(done),
         "hours": f"{sum(record.seconds for record in records) / 3600:.1f}",
         "columns": [title for title, _ in COLUMNS],
         "rows": [[_cell(getattr(record, key), key) for _, key in COLUMNS] for record in done],
@@ -81,6 +83,15 @@ def _section(name: str, records: Sequence[Record], made: Sequence[Path]) -> dict
         "findings": findings(records),
         "figures": [(file.stem, CAPTIONS[file.stem], f"figures/{file.name}") for file in made],
     }
+
+
+def _rulers(records: Sequence[Record]) -> list[str]:
+    """Which runs were measured with which network, in words; nothing where one measured all."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        if record.rfd is not None:
+            found.setdefault((record.metric_network or "not known which")[:16], []).append(record.cell)
+    return [f"{ruler}: {', '.join(cells)}" for ruler, cells in found.items()] if len(found) > 1 else []
 
 
 def _place(record: Record) -> tuple[int, str, float, str]:
@@ -130,7 +141,7 @@ def _entry(record: Record, picture: Path) -> Entry:
     return Entry(
         name=record.cell,
         status="FINISHED" if record.status == "done" else "FAILED",
-        parameters={name: getattr(record, name) for name in PLACED},
+        parameters={name: value for name in PLACED if (value := getattr(record, name)) is not None},
         metrics={name: value for name in MEASURED if (value := getattr(record, name)) is not None},
         tags={"status": record.status} | ({"message": record.message} if record.message else {}),
         files=[picture] if picture.exists() else [],

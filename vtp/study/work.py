@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vtp.artifacts import MANIFEST, load_json
 from vtp.lock import Lock
 from vtp.study.plan import Cell, Study
 from vtp.study.process import Failure, Outcome, Runner
@@ -72,7 +73,8 @@ def _work(study: Study, cell: Cell, runner: Runner, records: Records) -> float:
         log.warning("%s %s: %s", cell.name, status, failure)
         made = record(study, cell, status, message=str(failure), numbers={}, seconds=time.monotonic() - start)
     else:
-        made = record(study, cell, "done", numbers=outcome.numbers, seconds=time.monotonic() - start)
+        numbers = outcome.numbers | _measured_with(outcome)
+        made = record(study, cell, "done", numbers=numbers, seconds=time.monotonic() - start)
         _keep_pictures(outcome, records.picture(cell.name))
         log.info("%s", sentence(made))
     records.save(made)
@@ -113,6 +115,12 @@ def _left(took: Sequence[float], begun: Sequence[float], waiting: int, at_once: 
     each, now = statistics.fmean(took), time.monotonic()
     rest = each * waiting + sum(max(0.0, each - (now - begin)) for begin in begun)
     return f" (about {rest / at_once / 60:.0f} min left)"
+
+
+def _measured_with(outcome: Outcome) -> dict[str, str]:
+    """The network in whose features distances were taken, as the evaluation wrote it down."""
+    manifest = outcome.outs["evaluate_tokenizer"] / MANIFEST
+    return {"metric_network": load_json(manifest).get("metric_network")} if manifest.exists() else {}
 
 
 def _keep_pictures(outcome: Outcome, file: Path) -> None:
