@@ -117,7 +117,7 @@ def _left(took: Sequence[float], begun: Sequence[float], waiting: int, at_once: 
     return f" (about {rest / at_once / 60:.0f} min left)"
 
 
-def _measured_with(outcome: Outcome) -> dict[str, str]:
+def _measured_with(outcome: Outcome) -> dict[str, str | None]:
     """The network in whose features distances were taken, as the evaluation wrote it down."""
     manifest = outcome.outs["evaluate_tokenizer"] / MANIFEST
     return {"metric_network": load_json(manifest).get("metric_network")} if manifest.exists() else {}
