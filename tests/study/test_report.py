@@ -80,6 +80,14 @@ def test_a_curve_moves_along_one_axis_and_averages_seeds():
     assert objectives(RECORDS) == ["ae", "clip+ssl+ae", "vavae"]
 
 
+def test_of_equally_long_curves_the_one_under_the_usual_transformer_is_taken():
+    runs = [made("vavae", 300, gfd=14.0, dit_steps=100), made("vavae", 300, gfd=10.0)]
+    runs += [made("ae", steps, gfd=9.0) for steps in (100, 300)]
+    for records in (runs, runs[::-1]):
+        assert curve(records, "vavae", "pretrain_steps").means("gfd") == [10.0]
+        assert curve(records, "vavae", "dit_steps").means("gfd") == [14.0, 10.0]
+
+
 def test_correlation_is_over_runs_that_have_both_and_the_usual_transformer():
     assert {record.dit_steps for record in comparable(RECORDS)} == {400}
     assert correlation(RECORDS, "linear_probe_top1", "gfd") == pytest.approx(-1)
@@ -128,6 +136,14 @@ def test_findings_are_negative_where_the_records_are():
     assert [finding.agrees for finding in findings(worse)] == [False, False, False, True, False, None]
 
 
+def test_a_weak_correlation_is_no_agreement():
+    runs = [made("ae", gfd=g, linear_probe_top1=p) for g, p in ((10, 0.2), (12, 0.2), (11, 0.1), (10.5, 0.25), (12.2, 0.15))]
+    r = correlation(runs, "linear_probe_top1", "gfd")
+    assert r is not None
+    assert -0.5 < r < 0
+    assert findings(runs)[3].agrees is False
+
+
 def test_nothing_is_claimed_of_what_was_not_measured():
     assert [finding.agrees for finding in findings([])] == [None] * 6
     assert {finding.here for finding in findings([])} == {"not measured"}
@@ -170,6 +186,22 @@ def test_the_same_records_give_the_same_bytes(written):
     before = {path: path.read_bytes() for path in written.rglob("*") if path.is_file()}
     report.write(written / "study", written / "study.md")
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_sizes_are_compared_along_curves_only(tmp_path):
+    """A run of another compute beside them would be taken for one of the same."""
+    runs = [made("ae", gfd=12.0), made("ae", gfd=10.0, encoder="base", pretrain_flops=2e15), made("vavae", 300, gfd=11.0)]
+    runs += [made("ae", 300, gfd=9.0)]
+    figures.draw(runs, tmp_path)
+
+    def shows(figure: str, objective: str) -> bool:
+        pixels = np.array(Image.open(tmp_path / figure).convert("RGB")).reshape(-1, 3)
+        colour = [int(figures.COLOURS[objective][i : i + 2], 16) for i in (1, 3, 5)]
+        return bool((pixels == colour).all(1).any())
+
+    assert shows("sizes.png", "ae")
+    assert shows("compute.png", "vavae")
+    assert not shows("sizes.png", "vavae")
 
 
 def test_figures_need_points(tmp_path):

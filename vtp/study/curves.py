@@ -57,15 +57,20 @@ def objectives(records: Sequence[Record]) -> list[str]:
 
 
 def curve(records: Sequence[Record], objective: str, axis: Axis) -> Curve:
-    """The longest curve there is along an axis; of equally long ones the most expensive.
+    """The longest curve there is along an axis; of equally long ones the most expensive, and under the usual transformer.
 
     All other axes stand still along it. Sizes are in the order of what training them costs.
     """
+    usual = usual_transformer(records)
     lines: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for record in records:
         if record.status == "done" and record.objective == objective:
             lines[tuple(getattr(record, other) for other in AXES if other != axis)].append(record)
-    chosen = max(lines.values(), key=lambda line: (len({getattr(r, axis) for r in line}), _cost(line)), default=[])
+
+    def rank(line: Sequence[Record]) -> tuple[int, float, bool]:
+        return len({getattr(run, axis) for run in line}), _cost(line), any(run.dit_steps == usual for run in line)
+
+    chosen = max(lines.values(), key=rank, default=[])
     groups: dict[Any, list[Record]] = defaultdict(list)
     for record in chosen:
         groups[getattr(record, axis)].append(record)
@@ -83,9 +88,14 @@ def _cost(runs: Sequence[Record]) -> float:
 
 def comparable(records: Sequence[Record]) -> list[Record]:
     """The finished runs whose diffusion transformer was trained equally long: as long as most."""
-    done = [record for record in records if record.status == "done"]
-    usual = statistics.mode(record.dit_steps for record in done) if done else 0
-    return [record for record in done if record.dit_steps == usual]
+    usual = usual_transformer(records)
+    return [record for record in records if record.status == "done" and record.dit_steps == usual]
+
+
+def usual_transformer(records: Sequence[Record]) -> int:
+    """Steps of the transformer of most finished runs; 0 without any."""
+    done = [record.dit_steps for record in records if record.status == "done"]
+    return statistics.mode(done) if done else 0
 
 
 def both(records: Sequence[Record], x: Metric, y: Metric) -> list[tuple[float, float]]:

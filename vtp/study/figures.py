@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -39,6 +39,9 @@ LABELS: dict[Metric, str] = {
     "psnr": "PSNR, dB",
     "pretrain_flops": "pre-training, FLOPs",
 }
+DISTANCES: tuple[Metric, ...] = ("rfd", "gfd", "gfd_guided")
+TICKS = (1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+"""Where a logarithmic axis has its marks in every power of ten."""
 TITLES: dict[Axis, str] = {
     "pretrain_steps": "pre-training, FLOPs",
     "encoder": "encoder",
@@ -95,9 +98,14 @@ Panel = Callable[["Axes"], None]
 
 
 def _along(records: Sequence[Record], axis: Axis) -> list[Curve]:
-    """The curves along an axis, if any objective has more than one point on it."""
+    """The curves along an axis of the objectives that have more than one point on it.
+
+    Along compute, if there is such a curve, those of one point as well: compute is their place whatever else they are. On another
+    axis a single point may stand beside a curve from which it differs in compute, too.
+    """
     found = [curve(records, name, axis) for name in objectives(records)]
-    return found if any(len(line.points) > 1 for line in found) else []
+    moving = [line for line in found if len(line.points) > 1]
+    return found if moving and axis == "pretrain_steps" else moving
 
 
 def _flops(point: Point) -> float:
@@ -115,13 +123,16 @@ def _panel(
 
     def paint(axes: Axes) -> None:
         names = list(dict.fromkeys(point.x for line in lines for point in line.points))
+        if metric in DISTANCES:
+            _spread_out(axes)
         worded = any(isinstance(name, str) for name in names)
         place = at or (lambda point: float(names.index(point.x) if worded else point.x))
         for number, line in enumerate(lines):
+            colour, mark = _look(line.objective, number)
             points = [point for point in line.points if point.mean(metric) is not None]
             xs, ys = [place(point) for point in points], line.means(metric)
-            if xs and not any(xs):  # it costs no pre-training: a level to compare with
-                axes.axhline(min(ys), label=line.objective, color=_colour(line.objective, number), linestyle="--", linewidth=1.4)
+            if at is not None and xs and not any(xs):  # it costs no pre-training: a level to compare with
+                axes.axhline(min(ys), label=line.objective, color=colour, linestyle="--", linewidth=1.4)
                 continue
             bars = [point.spread(metric) for point in points]
             axes.errorbar(
@@ -129,8 +140,8 @@ def _panel(
                 ys,
                 yerr=bars if any(bars) else None,
                 label=line.objective,
-                color=_colour(line.objective, number),
-                marker=MARKS[number % len(MARKS)],
+                color=colour,
+                marker=mark,
                 markersize=5,
                 linewidth=1.6,
                 capsize=3,
@@ -140,9 +151,9 @@ def _panel(
             axes.margins(x=0.15)
         if logarithmic or at is not None:
             axes.set_xscale("log")
-        if logarithmic:
+        if at is None and not worded:
             axes.set_xticks(names, [str(name) for name in names])
-            axes.minorticks_off()
+            axes.xaxis.minorticks_off()
         _dress(axes, TITLES[lines[0].axis], LABELS[metric])
 
     return paint
@@ -152,14 +163,18 @@ def _scatter(records: Sequence[Record], metric: Metric) -> Panel:
     """gFD against another metric, one mark a run."""
 
     def paint(axes: Axes) -> None:
+        _spread_out(axes)
+        if metric in DISTANCES:
+            _spread_out(axes, "x")
         for number, name in enumerate(objectives(records)):
+            colour, mark = _look(name, number)
             pairs = both([r for r in records if r.objective == name], metric, "gfd")
             axes.scatter(
                 [value for value, _ in pairs],
                 [distance for _, distance in pairs],
                 s=34,
-                color=_colour(name, number),
-                marker=MARKS[number % len(MARKS)],
+                color=colour,
+                marker=mark,
                 label=name,
             )
         r = correlation(records, metric, "gfd")
@@ -169,8 +184,23 @@ def _scatter(records: Sequence[Record], metric: Metric) -> Panel:
     return paint
 
 
-def _colour(objective: str, number: int) -> str:
-    return COLOURS.get(objective, SPARE[number % len(SPARE)])
+def _spread_out(axes: Axes, which: Literal["x", "y"] = "y") -> None:
+    """A logarithmic scale with plain numbers: distances differ by factors, and one that is far off hides no others."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(subs=TICKS))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.minorticks_off()
+
+
+def _look(objective: str, number: int) -> tuple[str, str]:
+    """Colour and mark of an objective, in every figure the same; others than the known take the spare ones by their number."""
+    known = list(COLOURS)
+    if objective in known:
+        return COLOURS[objective], MARKS[known.index(objective)]
+    return SPARE[number % len(SPARE)], MARKS[-1]
 
 
 def _dress(axes: Axes, x: str, y: str) -> None:
@@ -198,8 +228,8 @@ def _figure(file: Path, panels: Sequence[Panel]) -> Path:
         axes.set_axis_off()
     for axes, paint in zip(grid.flat, panels, strict=False):
         paint(axes)
-    handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=8, frameon=False)
+    marks = {label: mark for axes in grid.flat for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(marks.values(), marks, loc="outside lower center", ncols=min(7, len(marks)), fontsize=8, frameon=False)
     with aside(file) as temporary:
         canvas.print_figure(temporary, format="png", metadata={"Software": None}, facecolor="white")
     return file

@@ -9,6 +9,8 @@ from vtp.study.curves import Curve, comparable, correlation, curve, objectives, 
 from vtp.study.records import Record
 
 JOINT = "clip+ssl+ae"
+STRONG = -0.5
+"""A correlation weaker than this one is called none."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def _probe(records: Sequence[Record]) -> Finding:
         here += f"; {rebuilt:.2f} between rFD and gFD"
     if (rest := partial_correlation(runs, "linear_probe_top1", "gfd", "rfd")) is not None:
         here += f"; {rest:.2f} between probe and gFD at equal rFD (partial correlation)"
-    return Finding(claim, paper, here, r < 0)
+    return Finding(claim, paper, here, r <= STRONG)
 
 
 def _convergence(lines: Lines) -> Finding:
@@ -116,7 +118,7 @@ def _convergence(lines: Lines) -> Finding:
 def _levels(records: Sequence[Record]) -> Finding:
     claim = "Levels (other data, another size, other features: not to be compared)"
     paper = "VTP-L: zero-shot 78.2 %, rFID 0.36, linear probe 85.7 %"
-    done = [record for record in records if record.status == "done" and record.objective == JOINT]
+    done = [record for record in comparable(records) if record.objective == JOINT]
     if not done:
         return Finding(claim, paper, "not measured", None)
     last = max(done, key=lambda record: record.pretrain_flops or 0.0)

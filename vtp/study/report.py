@@ -14,7 +14,7 @@ from vtp.study.records import Record, Records
 from vtp.tracking.studies import Entry, enter
 
 CAPTIONS = {
-    "compute": "Against pre-training compute. Bars: one standard deviation over seeds, where there are several.",
+    "compute": "Against pre-training compute, without a teacher's. Bars: one standard deviation, if there are several seeds.",
     "probe": "Generation against understanding and against reconstruction, one mark a run.",
     "sizes": "Against the encoder's size, the share of the pictures that pre-training sees, and the decoder's size.",
     "convergence": "Against the length of the diffusion transformer's training.",
@@ -94,11 +94,11 @@ def _rulers(records: Sequence[Record]) -> list[str]:
     return [f"{ruler}: {', '.join(cells)}" for ruler, cells in found.items()] if len(found) > 1 else []
 
 
-def _place(record: Record) -> tuple[int, str, float, str]:
-    """Objectives as the figures know them, each from cheap to expensive."""
+def _place(record: Record) -> tuple[int, str, float, int, str]:
+    """Objectives as the figures know them, each from cheap to expensive: pre-training, then the transformer."""
     known = list(figures.COLOURS)
     number = known.index(record.objective) if record.objective in known else len(known)
-    return number, record.objective, record.pretrain_flops or 0.0, record.cell
+    return number, record.objective, record.pretrain_flops or 0.0, record.dit_steps, record.cell
 
 
 def _cell(value: object, key: str) -> str:
