@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import dit, sampling, tokenizer
+from benchmarks import decoder, dit, sampling, tokenizer
 from benchmarks.kernels import SETTINGS
 from tests.waiting import PATIENCE
 from vtp.config import ROOT
@@ -36,6 +36,7 @@ def test_kernels_are_timed_under_each_of_their_settings() -> None:
         (dit, ["--work", "W3-xl", "--runs", "2"], "W3-xl"),
         (tokenizer, ["--work", "W4-encode", "--runs", "2"], "W4-encode"),
         (tokenizer, ["--work", "W4-decode", "--runs", "2"], "W4-decode"),
+        (decoder, ["--work", "W6", "--runs", "2"], "W6-tiny"),
         (sampling, ["--points", "4"], "W5"),
         (sampling, ["--points", "4", "--solver", "adams2", "--name", "few"], "few"),
     ],

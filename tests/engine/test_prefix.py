@@ -14,6 +14,7 @@ from vtp.tasks.base import Task
 SECTION = {
     "pretrain": "pretrain",
     "variational": "pretrain",
+    "aligned": "pretrain",
     "decoder": "finetune_decoder",
     "dit": "dit",
     "metric": "evaluate.metric_network",

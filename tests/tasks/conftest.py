@@ -13,9 +13,11 @@ from vtp.models.convolutional import ConvolutionalTokenizer
 from vtp.models.discriminator import PatchDiscriminator
 from vtp.models.dit import DiT
 from vtp.models.dit_blocks import DitOptions
+from vtp.models.foundation import TokenizerFoundation
 from vtp.models.tokenizer import VisualTokenizer
 from vtp.seeding import generator
 from vtp.tasks.base import Task
+from vtp.tasks.baselines import PretrainAligned
 from vtp.tasks.decoder import FinetuneDecoder
 from vtp.tasks.dit import TrainDit
 from vtp.tasks.metric import TrainMetricNetwork
@@ -73,6 +75,8 @@ CONVOLUTIONAL = [
     "pretrain.objective=ae+kl",
     "pretrain.weights.kl=1e-6",
 ]
+ALIGNED = ["pretrain.objective=ae+align", "pretrain.align.teacher=/somewhere"]
+OF_KIND = {"variational": CONVOLUTIONAL, "aligned": ALIGNED}
 
 
 class Distance(nn.Module):
@@ -97,7 +101,7 @@ def tokenizer(params: Params) -> VisualTokenizer:
 
 def build(kind: str, *overrides: str, microbatch: int | None = None) -> Task:
     """The task called `kind`, freshly initialised; the same weights at every call."""
-    params = load([*SMALL, *(CONVOLUTIONAL if kind == "variational" else ()), *overrides])
+    params = load([*SMALL, *OF_KIND.get(kind, ()), *overrides])
     size = params.data.image_size
     if kind == "variational":
         convolutional = ConvolutionalTokenizer.new(params.tokenizer, size, params.seed)
@@ -107,6 +111,16 @@ def build(kind: str, *overrides: str, microbatch: int | None = None) -> Task:
             params.pretrain,
             tokenizer(params),
             Distance(),
+            image_size=size,
+            generator=generator(params.seed, "head"),
+            microbatch=microbatch,
+        )
+    elif kind == "aligned":
+        task = PretrainAligned(
+            params.pretrain,
+            tokenizer(params),
+            Distance(),
+            TokenizerFoundation(tokenizer(load([*SMALL, "seed=5", "pretrain.objective=ae"]))),
             image_size=size,
             generator=generator(params.seed, "head"),
             microbatch=microbatch,
@@ -163,7 +177,7 @@ def batch_of(step: int) -> dict[str, torch.Tensor]:
 
 
 KINDS = ("pretrain", "decoder", "dit", "metric")
-ALL = (*KINDS, "variational")
+ALL = (*KINDS, *OF_KIND)
 CUT = tuple(kind for kind in ALL if kind != "metric")
 """What `run.microbatch` cuts."""
 

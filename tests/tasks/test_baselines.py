@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.engine.test_loop import run
-from tests.tasks.conftest import SMALL, Distance, batch_of, tokenizer
+from tests.tasks.conftest import ALIGNED, SMALL, Distance, batch_of, build, tokenizer
 from vtp.config import ConfigError, load
 from vtp.models.foundation import TimmFoundation, TokenizerFoundation, foundation
 from vtp.models.given import take_trunk
@@ -14,22 +14,6 @@ from vtp.seeding import Draws, generator
 from vtp.tasks.base import Backward, Report
 from vtp.tasks.baselines import PretrainAligned, PretrainFrozen
 from vtp.tasks.noise import latent_noise
-
-ALIGNED = ("pretrain.objective=ae+align", "pretrain.align.teacher=/somewhere")
-
-
-def aligned(*overrides: str, microbatch: int | None = None) -> PretrainAligned:
-    params = load([*SMALL, *ALIGNED, *overrides])
-    teacher = TokenizerFoundation(tokenizer(load([*SMALL, "seed=5", "pretrain.objective=ae"])))
-    return PretrainAligned(
-        params.pretrain,
-        tokenizer(params),
-        Distance(),
-        teacher,
-        image_size=params.data.image_size,
-        generator=generator(params.seed, "head"),
-        microbatch=microbatch,
-    )
 
 
 def one_step(task: PretrainAligned | PretrainFrozen) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -47,13 +31,13 @@ def one_step(task: PretrainAligned | PretrainFrozen) -> tuple[dict[str, torch.Te
 def test_alignment_pulls_at_the_bottleneck_a_given_share_as_hard_as_reconstruction():
     weight = "tokenizer.encoder.feature_bottleneck.weight"
     margins = ("pretrain.align.distance_margin=0.0", "pretrain.align.cosine_margin=0.0")
-    alone = one_step(aligned(*margins, "pretrain.align.weight=0.0"))[1][weight]
-    both = one_step(aligned(*margins, "pretrain.align.weight=0.3"))[1][weight]
+    alone = one_step(build("aligned", *margins, "pretrain.align.weight=0.0"))[1][weight]
+    both = one_step(build("aligned", *margins, "pretrain.align.weight=0.3"))[1][weight]
     assert float((both - alone).norm() / alone.norm()) == pytest.approx(0.3, rel=0.02)  # the rest is the epsilon
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch():
-    (whole, grads), (parts, pieces) = one_step(aligned()), one_step(aligned(microbatch=2))
+    (whole, grads), (parts, pieces) = one_step(build("aligned")), one_step(build("aligned", microbatch=2))
     assert set(whole) == {"l1", "lpips", "distance", "cosine", "align_weight"}
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=2e-4, atol=1e-6)
@@ -62,7 +46,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch():
 
 
 def test_the_foundation_stays_as_it_is_and_the_latents_come_closer(tmp_path):
-    task = aligned("pretrain.steps=60", "pretrain.align.weight=1.0", "pretrain.align.cosine_margin=0.0")
+    task = build("aligned", "pretrain.steps=60", "pretrain.align.weight=1.0", "pretrain.align.cosine_margin=0.0")
     before = {name: tensor.clone() for name, tensor in task.foundation.state_dict().items()}
     assert not [name for name in task.models.state_dict() if "foundation" in name]
     fixed = batch_of(0)
@@ -135,7 +119,7 @@ def test_a_teacher_is_asked_for_before_anything_runs(overrides, words):
 
 def test_there_must_be_a_bottleneck_to_pull_at():
     with pytest.raises(ValueError, match="needs a bottleneck"):
-        aligned("tokenizer.latent_channels=32")
+        build("aligned", "tokenizer.latent_channels=32")
 
 
 FROZEN = ("pretrain.objective=ae", "pretrain.frozen=true", "pretrain.init_from=/somewhere")

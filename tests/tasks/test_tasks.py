@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tasks.conftest import CUT, batch_of, build
+from tests.tasks.conftest import ALL, CUT, batch_of, build
 from vtp.config import load
 from vtp.seeding import Draws, generator
 from vtp.tasks.base import Backward, Report
@@ -46,6 +46,15 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(kind):
     for name, grad in expected.items():
         scale = grad.abs().max().clamp(min=1e-3)
         assert (found[name] - grad).abs().max() / scale < 2e-3, name
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_whatever_a_task_holds_moves_with_it(kind):
+    task = build(kind)
+    task.to(torch.device("meta"))
+    weights = [p for value in vars(task).values() if isinstance(value, torch.nn.Module) for p in value.parameters()]
+    buffers = [b for module in task.frozen for b in module.buffers()]  # all that the stand-in of the perceptual distance has
+    assert {tensor.device.type for tensor in (*weights, *buffers)} == {"meta"}
 
 
 @pytest.mark.parametrize("kind", CUT)

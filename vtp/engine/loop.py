@@ -69,7 +69,7 @@ def fit(
     task.to(device)
     state = resumed(task, checkpoints, track)
     if compiled:
-        compile_blocks(task.models)
+        compile_blocks(task.models, *task.frozen)
     one = stepper(task, state, seed, device, replayed=replayed, mark=watch.mark)
     feed = Feed(device)
     recent: list[tuple[int, dict[str, Tensor]]] = []

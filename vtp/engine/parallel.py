@@ -49,9 +49,9 @@ def _average(grads: list[Tensor]) -> None:
         grad.copy_(part.view_as(grad))
 
 
-def compile_blocks(models: nn.Module) -> None:
+def compile_blocks(*models: nn.Module) -> None:
     """Compile every transformer block in place for each shape it meets; parameter names stay as they are."""
     allow_shapes()  # one compiled block serves all blocks of its kind
-    for module in models.modules():
+    for module in nn.ModuleList(models).modules():  # each once, also what several of them hold
         for block in getattr(module, "blocks", ()):
             block.compile(dynamic=False)

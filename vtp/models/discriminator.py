@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtp import seeding
+from vtp.compiling import compilable
 from vtp.config import DiscriminatorParams
 from vtp.models.hub import cached_weights
 
@@ -62,6 +63,7 @@ class PatchDiscriminator(nn.Module):
                 if module.bias is not None:
                     module.bias.zero_()
 
+    @compilable
     def forward(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] -> logits (B, M), high for real ones.
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from vtp import dist
+from vtp.compiling import compilable
 
 TRANSLATION = 1 / 8  # furthest shift of a differentiable augmentation, as a fraction of the side
 CUTOUT = 1 / 4  # side of the square it blanks, as a fraction of the side
@@ -102,6 +103,7 @@ def adaptive_weight(reconstruction_grad: Tensor, adversarial_grad: Tensor, most:
     return (wanted / (torch.linalg.vector_norm(adversarial_grad.float()) + eps)).clamp(max=most)
 
 
+@compilable
 def diff_augment(images: Tensor, uniforms: Tensor, enabled: Tensor) -> Tensor:
     """Differentiable augmentation of what the discriminator sees, real and decoded alike (arXiv 2006.10738).
 

@@ -78,13 +78,14 @@ class Task(ABC):
     """What is trained.
 
     Attributes:
-        models: everything a checkpoint holds, averages and buffers included. Frozen helpers stay outside.
+        models: everything a checkpoint holds, averages and buffers included.
         phases: the updates of a step, in order.
         averages: the teachers and averaged copies.
         weights: of the reported terms, for the one number that a progress bar shows.
         steps: length of the training.
         batch: pictures of a global step.
         microbatch: pictures of one forward pass on a rank; None: all of them.
+        frozen: helpers that are never trained, and that no checkpoint holds.
     """
 
     models: nn.ModuleDict
@@ -94,6 +95,7 @@ class Task(ABC):
     steps: int
     batch: int
     microbatch: int | None = field(default=None, kw_only=True)
+    frozen: tuple[nn.Module, ...] = field(default=(), kw_only=True)
 
     @abstractmethod
     def passes(self, phase: str, batch: Batch, draws: Draws) -> Iterator[Backward | Report]:
@@ -111,8 +113,9 @@ class Task(ABC):
         return {}
 
     def to(self, device: torch.device) -> None:
-        """Move everything, frozen helpers included, to `device`."""
-        self.models.to(device)
+        """Move everything to `device`."""
+        for module in (self.models, *self.frozen):
+            module.to(device)
 
 
 def slices(rows: int, chunk: int | None) -> list[slice]:

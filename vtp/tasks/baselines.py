@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vtp.config import PretrainParams
 from vtp.data.views import reconstruction_view
-from vtp.models.foundation import Foundation
+from vtp.models.foundation import Foundation, TokenizerFoundation
 from vtp.models.tokenizer import VisualTokenizer, denormalize, normalize
 from vtp.objectives.adversarial import adaptive_weight, last_layer_gradient
 from vtp.objectives.alignment import alignment_loss
@@ -100,13 +100,11 @@ class PretrainAligned(Pretrain):
         nn.init.trunc_normal_(self.projection.weight, std=0.02, generator=generator)
         self.models["projection"] = self.projection
         self.phases = (Phase("pretrain", (tokenizer, self.projection), params.optimizer),)
-
-    def to(self, device: torch.device) -> None:
-        super().to(device)
-        self.foundation.to(device)
+        self.frozen = (*self.frozen, foundation)
 
     def kind(self, step: int) -> int | None:
-        return None  # what the foundation model does is not ours to know
+        """Steps can be recorded where the foundation is a trunk of ours; what another one does is not ours to know."""
+        return 0 if isinstance(self.foundation, TokenizerFoundation) else None
 
     def passes(self, phase: str, batch: Batch, draws: Draws) -> Iterator[Backward | Report]:
         total = self.params.reconstruction_batch

@@ -84,12 +84,10 @@ class FinetuneDecoder(Task):
             Phase("discriminator", (discriminator,), params.discriminator_optimizer),
         )
         averages = (Average(self.averaged, self.decoder, lambda step: min(params.ema, (1 + step) / (10 + step))),)
-        super().__init__(models, phases, averages, params.weights, params.steps, params.batch, microbatch=microbatch)
-
-    def to(self, device: torch.device) -> None:
-        super().to(device)
-        self.tokenizer.to(device)
-        self.perceptual.to(device)
+        frozen = (tokenizer, perceptual)
+        super().__init__(
+            models, phases, averages, params.weights, params.steps, params.batch, microbatch=microbatch, frozen=frozen
+        )
 
     def kind(self, step: int) -> int | None:
         return (step >= self.params.discriminator_start) + 2 * (step >= self.params.adversarial_start)

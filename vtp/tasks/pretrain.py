@@ -124,11 +124,10 @@ class Pretrain(Task):
                 Average(self.teacher.head, head, lambda step: ramp(ssl.teacher_momentum, step)),
             )
         phases = (Phase("pretrain", trained, params.optimizer, late, params.ssl.freeze_last_layer),)
-        super().__init__(models, phases, averages, params.weights, params.steps, params.batch, microbatch=microbatch)
-
-    def to(self, device: torch.device) -> None:
-        super().to(device)
-        self.perceptual.to(device)
+        frozen = (perceptual,)
+        super().__init__(
+            models, phases, averages, params.weights, params.steps, params.batch, microbatch=microbatch, frozen=frozen
+        )
 
     def passes(self, phase: str, batch: Batch, draws: Draws) -> Iterator[Backward | Report]:
         images, objective = batch["images"], self.params.objective

@@ -43,11 +43,8 @@ class PretrainVariational(Task):
         self.params, self.tokenizer, self.perceptual, self.image_size = params, tokenizer, perceptual, image_size
         models = nn.ModuleDict({"tokenizer": tokenizer})
         phases = (Phase("pretrain", (tokenizer,), params.optimizer),)
-        super().__init__(models, phases, (), params.weights, params.steps, params.batch, microbatch=microbatch)
-
-    def to(self, device: torch.device) -> None:
-        super().to(device)
-        self.perceptual.to(device)
+        frozen = (perceptual,)
+        super().__init__(models, phases, (), params.weights, params.steps, params.batch, microbatch=microbatch, frozen=frozen)
 
     def passes(self, phase: str, batch: Batch, draws: Draws) -> Iterator[Backward | Report]:
         total, tokenizer = self.params.reconstruction_batch, self.tokenizer
