@@ -94,9 +94,10 @@ def test_every_baseline_runs_directly_in_under_a_minute_and_a_study_that_was_sto
     assert set(found) == {f"{name}_20" for name in (*joint, "vavae", "frozen", "kl-vae")}
     for record in found.values():
         assert (record["status"], record["pretrain_steps"], record["dit_steps"]) == ("done", 20, 20)
-        assert all(record[name] is not None for name in ("rfd", "gfd", "gfd_guided", "pretrain_flops"))
+        assert all(record[name] is not None for name in ("rfd_before_gan", "rfd", "gfd", "gfd_guided", "pretrain_flops"))
         assert record["psnr"] > 6
         assert record["linear_probe_top1"] > 0
+        assert record["linear_probe_bottleneck_top1"] > 0
         assert (record["zero_shot_top1"] is not None) == ("clip" in record["objective"])
     assert len({record["metric_network"] for record in found.values()} - {None}) == 1
     for stage in ("pretrain", "train_metric_network", "finetune_decoder", "train_dit"):

@@ -68,10 +68,12 @@ def test_everything_that_records_say_is_in_mlflow_once(main, tmp_path):
         "metric_network": "a" * 64,
     }
     assert run.data.metrics == {
+        "rfd_before_gan": pytest.approx(2.5 / 3),
         "rfd": pytest.approx(2 / 3),
         "gfd": 15.5,
         "gfd_guided": 7.75,
         "linear_probe_top1": pytest.approx(0.19),
+        "linear_probe_bottleneck_top1": 0.1,
         "psnr": 23.0,
         "pretrain_flops": 3e14,
         "seconds": 60.0,
@@ -85,7 +87,7 @@ def test_everything_that_records_say_is_in_mlflow_once(main, tmp_path):
     assert report.track(main, records, drawn) == ["s"]
     assert {name: run.info.run_id for name, run in runs(main, "s").items()} == {n: r.info.run_id for n, r in first.items()}
     with sqlite3.connect(main / "mlflow.db") as database:
-        assert database.execute("select count(*) from metrics where run_uuid = ?", (run.info.run_id,)).fetchone() == (7,)
+        assert database.execute("select count(*) from metrics where run_uuid = ?", (run.info.run_id,)).fetchone() == (9,)
 
     kept.save(dataclasses.replace(RECORDS[1], gfd=11.0, pretrain_steps=301))
     (records / "s" / "vavae_300.json").unlink()

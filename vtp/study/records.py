@@ -26,6 +26,8 @@ class Record:
         pretrain_flops: of all of pre-training, forwards and backwards.
         encoder, decoder: rows of the tokenizer's ladder.
         rfd, gfd: Frechet distance of reconstructions, and of samples without guidance; `gfd_guided` with it.
+        rfd_before_gan: of reconstructions by the decoder as pre-training left it.
+        linear_probe_top1: of a linear classifier on what the trunk pools; `linear_probe_bottleneck_top1` on the mean latent.
         metric_network: sha256 of the network in whose features they are taken; None where that is not known. Distances in the
             features of different ones do not compare.
         seconds: from its start to its end; what came from a cache counts nothing, what it waited for beside other cells does.
@@ -45,17 +47,28 @@ class Record:
     data_fraction: float
     dit_steps: int
     seed: int
+    rfd_before_gan: float | None
     rfd: float | None
     gfd: float | None
     gfd_guided: float | None
     linear_probe_top1: float | None
+    linear_probe_bottleneck_top1: float | None
     zero_shot_top1: float | None
     psnr: float | None
     metric_network: str | None
     seconds: float
 
 
-MEASURED = ("pretrain_flops", "rfd", "linear_probe_top1", "zero_shot_top1", "psnr", "metric_network")
+MEASURED = (
+    "pretrain_flops",
+    "rfd_before_gan",
+    "rfd",
+    "linear_probe_top1",
+    "linear_probe_bottleneck_top1",
+    "zero_shot_top1",
+    "psnr",
+    "metric_network",
+)
 
 
 def record(study: Study, cell: Cell, status: Status, *, message: str = "", numbers: Mapping[str, Any], seconds: float) -> Record:

@@ -26,16 +26,19 @@ PLACED = (
 )  # fmt: skip
 """What MLflow is told as a parameter: where a run stands."""
 MEASURED = (
-    "rfd", "gfd", "gfd_guided", "linear_probe_top1", "zero_shot_top1", "psnr", "pretrain_flops", "seconds"
+    "rfd_before_gan", "rfd", "gfd", "gfd_guided", "linear_probe_top1", "linear_probe_bottleneck_top1", "zero_shot_top1", "psnr",
+    "pretrain_flops", "seconds",
 )  # fmt: skip
 """... and as a metric."""
 COLUMNS = (
     ("run", "cell"),
     ("FLOPs", "pretrain_flops"),
+    ("rFD before the GAN", "rfd_before_gan"),
     ("rFD", "rfd"),
     ("gFD", "gfd"),
     ("gFD guided", "gfd_guided"),
     ("probe", "linear_probe_top1"),
+    ("of latents", "linear_probe_bottleneck_top1"),
     ("zero-shot", "zero_shot_top1"),
     ("PSNR", "psnr"),
 )
