@@ -74,7 +74,7 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
 
 
 def sheet(records: Sequence[Record], kept: Records, file: Path) -> Path | None:
-    """Originals, reconstructions and samples of every objective at its largest compute, one below the other."""
+    """Originals, reconstructions and samples of every objective at its largest compute, two side by side."""
     strips = []
     for name in objectives(records):
         last = curve(records, name, "pretrain_steps").points[-1].runs[0]
@@ -83,13 +83,14 @@ def sheet(records: Sequence[Record], kept: Records, file: Path) -> Path | None:
     if not strips:
         return None
     title, margin, font = 26, 12, ImageFont.load_default(14)
-    width = max(strip.width for _, strip in strips) + 2 * margin
-    page = Image.new("RGB", (width, sum(strip.height + title + margin for _, strip in strips) + margin), "white")
-    y = margin // 2
-    for name, strip in strips:
-        ImageDraw.Draw(page).text((margin, y + title / 2), name, fill=INK, font=font, anchor="lm")
-        page.paste(strip, (margin, y + title))
-        y += title + strip.height + margin
+    width, height = (max(sides) for sides in zip(*(strip.size for _, strip in strips), strict=True))
+    across, down = width + 2 * margin, height + title + margin
+    columns = min(2, len(strips))
+    page = Image.new("RGB", (across * columns, down * -(-len(strips) // columns) + margin), "white")
+    for number, (name, strip) in enumerate(strips):
+        x, y = number % columns * across + margin, number // columns * down + margin // 2
+        ImageDraw.Draw(page).text((x, y + title / 2), name, fill=INK, font=font, anchor="lm")
+        page.paste(strip, (x, y + title))
     save_png(file, np.array(page))
     return file
 
@@ -215,11 +216,11 @@ def _dress(axes: Axes, x: str, y: str) -> None:
 
 
 def _figure(file: Path, panels: Sequence[Panel]) -> Path:
-    """Panels side by side, at most four in a line, under one legend."""
+    """Panels side by side, two in a line, under one legend."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = min(4, len(panels))
+    columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(3.5 * columns + 0.4, 2.9 * lines + 0.5), dpi=144, layout="constrained", facecolor="white")
     canvas = FigureCanvasAgg(figure)

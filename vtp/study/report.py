@@ -38,7 +38,7 @@ COLUMNS = (
     ("gFD", "gfd"),
     ("gFD guided", "gfd_guided"),
     ("probe", "linear_probe_top1"),
-    ("of latents", "linear_probe_bottleneck_top1"),
+    ("latents' probe", "linear_probe_bottleneck_top1"),
     ("zero-shot", "zero_shot_top1"),
     ("PSNR", "psnr"),
 )
