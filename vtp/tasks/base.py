@@ -85,7 +85,7 @@ class Task(ABC):
         steps: length of the training.
         batch: pictures of a global step.
         microbatch: pictures of one forward pass on a rank; None: all of them.
-        frozen: helpers that are never trained, and that no checkpoint holds.
+        frozen: helpers that no checkpoint holds; nothing in them is trained that is not one of `models` as well.
     """
 
     models: nn.ModuleDict
