@@ -23,6 +23,7 @@ GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SECTIONS = {
     "pretrain": "pretrain",
     "variational": "pretrain",
+    "aligned": "pretrain",
     "decoder": "finetune_decoder",
     "dit": "dit",
     "metric": "evaluate.metric_network",
