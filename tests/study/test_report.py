@@ -12,7 +12,7 @@ from PIL import Image
 from vtp.config import ROOT
 from vtp.reporting.pictures import save_png
 from vtp.study import figures, report
-from vtp.study.curves import comparable, correlation, curve, objectives, partial_correlation, reached
+from vtp.study.curves import common_transformer, comparable, correlation, curve, objectives, partial_correlation, reached
 from vtp.study.findings import findings
 from vtp.study.records import Record, Records
 
@@ -67,7 +67,7 @@ def test_a_target_is_reached_where_the_curve_first_is_below_it():
     """Curves of few runs rise now and then."""
     line = curve([made("ae", dit_steps=x, gfd=y) for x, y in ((100, 5.0), (200, 7.0), (300, 4.0))], "ae", "dit_steps")
     assert reached(line, "gfd", 6.0) == 100
-    assert reached(line, "gfd", 4.5) == pytest.approx(200 + 100 * 2.5 / 3)
+    assert reached(line, "gfd", 4.5) == pytest.approx(200 * 1.5 ** (np.log(7 / 4.5) / np.log(7 / 4)))
     assert reached(line, "gfd", 3.0) is None
 
 
@@ -114,7 +114,7 @@ def test_partial_correlation_is_that_of_what_straight_lines_leave():
 
 def test_where_a_falling_curve_comes_down_to_a_level():
     line = curve([made("ae", gfd=g, dit_steps=s) for s, g in ((100, 20.0), (200, 10.0), (400, 8.0))], "ae", "dit_steps")
-    assert reached(line, "gfd", 15.0) == pytest.approx(150)
+    assert reached(line, "gfd", 200**0.5) == pytest.approx(100 * 2**0.5)  # half the way of both, in factors
     assert reached(line, "gfd", 8.0) == pytest.approx(400)
     assert reached(line, "gfd", 30.0) == 100
     assert reached(line, "gfd", 7.0) is None
@@ -128,8 +128,24 @@ def test_findings_say_whether_sign_and_shape_agree():
     assert wins.here == "8 against 15: 0.53 x"
     assert probe.here.startswith("r = -1.00 between probe and gFD, over all runs of one DiT; 0.53 between rFD and gFD; -1.00")
     assert faster.agrees is True
-    assert "vavae at 400 steps: reached at 200, 2.0 x" in faster.here
+    assert "vavae at 400 steps: reached at 151, 2.6 x" in faster.here
     assert levels.agrees is None
+
+
+def test_a_joint_tokenizer_has_to_win_under_longer_transformers_too():
+    longer = [made("ae", 100, gfd=4.0, dit_steps=800), made("ae", 300, gfd=2.0, dit_steps=800)]
+    for gfd, ratio, agrees in ((1.0, 0.5, True), (3.0, 1.5, False)):
+        wins = findings([*RECORDS, *longer, made("clip+ssl+ae", 300, gfd=gfd, dit_steps=800)])[2]
+        assert wins.here == f"8 against 15: 0.53 x; {gfd:g} against 2: {ratio:.2f} x, with transformers of 800 steps"
+        assert wins.agrees is agrees
+
+
+def test_the_sheet_shows_the_longest_transformer_that_every_objective_has():
+    both = [made(name, dit_steps=steps) for name in ("ae", "vavae") for steps in (100, 400)]
+    assert common_transformer([*both, made("ae", dit_steps=900)]) == 400
+    assert common_transformer([*both[:3], made("vavae", dit_steps=800, status="failed")]) == 100
+    assert common_transformer([made("ae", dit_steps=100), made("ae", 300, dit_steps=100), made("vavae", dit_steps=400)]) == 100
+    assert common_transformer([]) == 0
 
 
 def test_findings_are_negative_where_the_records_are():

@@ -98,6 +98,13 @@ def usual_transformer(records: Sequence[Record]) -> int:
     return statistics.mode(done) if done else 0
 
 
+def common_transformer(records: Sequence[Record]) -> int:
+    """Steps of the longest transformer that every objective has; the usual ones where there is none."""
+    done = [record for record in records if record.status == "done"]
+    found = [{record.dit_steps for record in done if record.objective == name} for name in objectives(done)]
+    return max(set.intersection(*found), default=usual_transformer(records)) if found else 0
+
+
 def both(records: Sequence[Record], x: Metric, y: Metric) -> list[tuple[float, float]]:
     """Of every finished run that has both, the two."""
     return [
@@ -129,11 +136,14 @@ def partial_correlation(records: Sequence[Record], x: Metric, y: Metric, given: 
 
 
 def reached(line: Curve, metric: Metric, target: float) -> float | None:
-    """Where along a numeric axis a falling curve first comes down to `target`, straight between points; None if it does not."""
+    """Where along a numeric axis a falling curve first comes down to `target`; None if it does not.
+
+    Between points it is straight on logarithmic axes, as the figure draws it: distances fall by factors.
+    """
     points = [(float(point.x), value) for point in line.points if (value := point.mean(metric)) is not None]
     if points and points[0][1] <= target:
         return points[0][0]
     for (x0, y0), (x1, y1) in itertools.pairwise(points):
         if y0 > target >= y1:
-            return x0 + (x1 - x0) * (y0 - target) / (y0 - y1)
+            return x0 * (x1 / x0) ** (math.log(y0 / target) / math.log(y0 / y1))
     return None

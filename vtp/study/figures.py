@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vtp.artifacts import aside
 from vtp.reporting.curves import HAIR, INK, QUIET
 from vtp.reporting.pictures import save_png
-from vtp.study.curves import Axis, Curve, Metric, Point, both, comparable, correlation, curve, objectives
+from vtp.study.curves import Axis, Curve, Metric, Point, both, common_transformer, comparable, correlation, curve, objectives
 from vtp.study.records import Record, Records
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ LABELS: dict[Metric, str] = {
     "pretrain_flops": "pre-training, FLOPs",
 }
 DISTANCES: tuple[Metric, ...] = ("rfd", "gfd", "gfd_guided")
-TICKS = (1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
-"""Where a logarithmic axis has its marks in every power of ten."""
+TICKS = {"x": (1.0, 2.0, 5.0), "y": (1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)}
+"""Where a logarithmic axis has its marks in every power of ten: numbers beside one another take more room than stacked ones."""
 TITLES: dict[Axis, str] = {
     "pretrain_steps": "pre-training, FLOPs",
     "encoder": "encoder",
@@ -74,10 +74,14 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
 
 
 def sheet(records: Sequence[Record], kept: Records, file: Path) -> Path | None:
-    """Originals, reconstructions and samples of every objective at its largest compute, two side by side."""
-    strips = []
-    for name in objectives(records):
-        last = curve(records, name, "pretrain_steps").points[-1].runs[0]
+    """Originals, reconstructions and samples of every objective at its largest compute, two side by side.
+
+    Under the longest transformer that all of them have: what a short one draws tells little of the tokenizer.
+    """
+    steps, strips = common_transformer(records), []
+    runs = [record for record in records if record.dit_steps == steps]
+    for name in objectives(runs):
+        last = curve(runs, name, "pretrain_steps").points[-1].runs[0]
         if kept.picture(last.cell).exists():
             strips.append((last.cell, Image.open(kept.picture(last.cell)).convert("RGB")))
     if not strips:
@@ -191,7 +195,7 @@ def _spread_out(axes: Axes, which: Literal["x", "y"] = "y") -> None:
 
     axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(subs=TICKS))
+    axis.set_major_locator(LogLocator(subs=TICKS[which]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.minorticks_off()
 
