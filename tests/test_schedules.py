@@ -27,5 +27,11 @@ def test_the_rate_warms_up_stays_and_cools_down():
     assert values[15:] == sorted(values[15:], reverse=True)
 
 
+def test_what_joins_later_warms_up_from_there_and_cools_down_with_the_others():
+    values = [rate(OPTIONS, step, 20, start=6) for step in range(20)]
+    assert values[:10] == pytest.approx([0.0] * 6 + [0.25, 0.5, 0.75, 1.0])
+    assert values[10:] == [rate(OPTIONS, step, 20) for step in range(10, 20)]
+
+
 def test_before_the_cooldown_the_length_of_the_run_does_not_matter():
     assert [rate(OPTIONS, step, 20) for step in range(15)] == [rate(OPTIONS, step, 200) for step in range(15)]

@@ -424,6 +424,20 @@ def _check(p: Params) -> None:
     ):
         if low > high:
             raise ConfigError(f"{key}=[{low}, {high}] must rise.")
+    momentum, temperature = p.pretrain.ssl.teacher_momentum, p.pretrain.ssl.teacher_temperature
+    if not 0 <= momentum.start <= 1 or not 0 <= momentum.end <= 1:
+        raise ConfigError(f"pretrain.ssl.teacher_momentum goes from {momentum.start} to {momentum.end}; both must lie in [0, 1].")
+    if min(temperature.start, temperature.end) <= 0:
+        raise ConfigError(
+            f"pretrain.ssl.teacher_temperature goes from {temperature.start} to {temperature.end}; both must be above 0."
+        )
+    gan = p.finetune_decoder
+    if gan.adversarial_start < gan.discriminator_start:
+        raise ConfigError(
+            f"finetune_decoder.adversarial_start={gan.adversarial_start} lies before "
+            f"finetune_decoder.discriminator_start={gan.discriminator_start}: the decoder would follow a discriminator that has "
+            "not learned yet; set it to that or later."
+        )
     for key, needed in (
         ("pretrain.weights", {"clip", "dino", "ibot", "koleo", "l1", "lpips", "kl"}),
         ("finetune_decoder.weights", {"l1", "lpips", "adversarial", "lecam"}),

@@ -15,13 +15,16 @@ def ramp(schedule: Ramp, step: int) -> float:
     return schedule.start + (schedule.end - schedule.start) * done
 
 
-def rate(optimizer: OptimizerParams, step: int, steps: int) -> float:
+def rate(optimizer: OptimizerParams, step: int, steps: int, start: int = 0) -> float:
     """Learning rate: linear warm-up, constant, then half a cosine down to `final_rate` x `rate` over the last `cooldown` steps.
 
-    Before the cool-down nothing depends on `steps`, so runs of different lengths share their beginning
-    (warmup-stable-decay, arXiv 2404.06395).
+    The warm-up begins at step `start`, before which the rate is 0: what joins later has no moments of its gradients until then.
+    Before the cool-down nothing depends on `steps`, so runs of different lengths share their beginning (warmup-stable-decay,
+    arXiv 2404.06395).
     """
-    warm = min(1.0, (step + 1) / optimizer.warmup) if optimizer.warmup else 1.0
+    if step < start:
+        return 0.0
+    warm = min(1.0, (step - start + 1) / optimizer.warmup) if optimizer.warmup else 1.0
     into = step - (steps - optimizer.cooldown)
     if into < 0 or not optimizer.cooldown:
         return optimizer.rate * warm

@@ -60,24 +60,38 @@ def test_a_resumed_run_knows_what_a_step_costs_without_counting_again(tmp_path, 
     run(build("dit"), tmp_path)
 
 
-def step_of(kind: str, microbatch: int | None, device: str = "cpu") -> int:
+def test_steps_of_another_kind_are_counted_anew(tmp_path):
+    """A discriminator joins at step 1, and the decoder follows it from step 2 on."""
+    found = []
+    for steps in (1, 2, 3, 4):
+        run(build("decoder", f"finetune_decoder.steps={steps}"), tmp_path / str(steps))
+        task = build("decoder")
+        state = State(task.models, optimizers(task))
+        Checkpoints(tmp_path / str(steps), 2).restore(state)
+        found.append(state.flops)
+    assert found == [step_of("decoder", None, step=step) for step in range(4)]
+    assert found[0] < found[1] < found[2] == found[3]
+
+
+def step_of(kind: str, microbatch: int | None, device: str = "cpu", step: int = 0) -> int:
     """Operations of one step that is really taken."""
     task = build(kind, microbatch=microbatch)
     task.to(torch.device(device))
     state = State(task.models.train(), optimizers(task))
     batch = {name: rows.to(device) for name, rows in batch_of(0).items()}
     with counted(state):
-        stepper(task, state, 0, torch.device(device), replayed=False)(batch, 0)
+        stepper(task, state, 0, torch.device(device), replayed=False)(batch, step)
     return state.flops
 
 
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("microbatch", [None, 4])
-def test_shapes_alone_tell_the_operations_of_a_step_and_leave_the_task_as_it_is(kind, microbatch):
+@pytest.mark.parametrize("step", [0, 2])
+def test_shapes_alone_tell_the_operations_of_a_step_and_leave_the_task_as_it_is(kind, microbatch, step):
     task = build(kind, microbatch=microbatch)
     before = {name: tensor.clone() for name, tensor in task.models.state_dict().items()}
     trained = [p.requires_grad for p in task.models.parameters()]
-    assert operations(task, batch_of(0), Draws(0, 0)) == step_of(kind, microbatch)
+    assert operations(task, batch_of(0), Draws(0, step)) == step_of(kind, microbatch, step=step)
     for name, tensor in task.models.state_dict().items():
         assert type(tensor) is torch.Tensor
         assert torch.equal(tensor, before[name])

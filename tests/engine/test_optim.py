@@ -54,7 +54,7 @@ def test_only_the_rate_of_what_waits_is_zero(recordable):
     optimizer = adamw(phase, recordable=recordable)
 
     def rates(step: int) -> set[tuple[int, float]]:
-        set_rate(optimizer, phase.optimizer, step, 100)
+        set_rate(optimizer, phase, step, 100)
         return {(group["from"], round(float(group["lr"]), 7)) for group in optimizer.param_groups}
 
     assert rates(2) == {(0, 1e-3), (3, 0.0)}

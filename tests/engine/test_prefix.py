@@ -82,13 +82,13 @@ def test_a_fresh_run_leaves_a_checkpoint_and_takes_none(tmp_path, caplog):
 
 
 def test_before_the_cool_down_the_rate_does_not_know_the_length():
-    options = of_length("dit", 9).phases[0].optimizer
+    phase = of_length("dit", 9).phases[0]
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
 
     def rates(steps: int) -> list[float]:
         found = []
         for step in range(steps):
-            set_rate(optimizer, options, step, steps)
+            set_rate(optimizer, phase, step, steps)
             found.append(optimizer.param_groups[0]["lr"])
         return found
 

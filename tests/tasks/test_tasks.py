@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import Counter
+
 import pytest
 import torch
 
 from tests.tasks.conftest import ALL, CUT, batch_of, build
 from vtp.config import load
+from vtp.engine.checkpoint import State
+from vtp.engine.loop import update
+from vtp.engine.optim import optimizers
 from vtp.seeding import Draws, generator
 from vtp.tasks.base import Backward, Report
 
@@ -46,6 +52,67 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(kind):
     for name, grad in expected.items():
         scale = grad.abs().max().clamp(min=1e-3)
         assert (found[name] - grad).abs().max() / scale < 2e-3, name
+
+
+class Kept:
+    """What autograd keeps for backward passes, in bytes: at its fullest, parameters left out."""
+
+    def __init__(self, task) -> None:
+        self.fixed = {p.untyped_storage().data_ptr() for p in task.models.parameters()}
+        self.users: Counter[int] = Counter()
+        self.now = self.most = 0
+
+    def pack(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        class Saved(list):  # a list itself has no weak references
+            pass
+
+        # A node whose own output is kept would be kept by it.
+        saved, place, size = Saved([tensor.detach()]), tensor.data_ptr(), tensor.nbytes
+        if tensor.untyped_storage().data_ptr() not in self.fixed:
+            self.users[place] += 1
+            self.now += size if self.users[place] == 1 else 0
+            self.most = max(self.most, self.now)
+            weakref.finalize(saved, self.drop, place, size)
+        return saved
+
+    def drop(self, place: int, size: int) -> None:
+        self.users[place] -= 1
+        self.now -= size if self.users[place] == 0 else 0
+
+
+@pytest.mark.parametrize("kind", CUT)
+def test_micro_batches_hold_the_activations_of_one_piece(kind):
+    most = {}
+    for microbatch in (None, 2):
+        task = build(kind, microbatch=microbatch)
+        kept, state = Kept(task), State(task.models.train(), optimizers(task))
+        with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda saved: saved[0]):
+            for phase in task.phases:
+                update(task, phase, state, batch_of(3), Draws(0, 3))
+        most[microbatch] = kept.most
+    assert most[2] < 0.4 * most[None]
+
+
+@pytest.mark.parametrize("microbatch", [None, 2])
+def test_a_picture_is_encoded_once_however_a_step_of_the_decoder_is_cut(microbatch, monkeypatch):
+    task, seen = build("decoder", microbatch=microbatch), []
+    encode = task.tokenizer.encode
+    monkeypatch.setattr(task.tokenizer, "encode", lambda pixels: seen.append(len(pixels)) or encode(pixels))
+    for _ in task.passes("generator", batch_of(3), Draws(0, 3)):
+        pass
+    assert sum(seen) == task.batch
+
+
+def test_the_discriminator_sees_both_sides_in_whole_grey_levels(monkeypatch):
+    task, seen = build("decoder", "finetune_decoder.augment=0.0"), []
+    monkeypatch.setattr(task.discriminator, "forward", lambda pictures: seen.append(pictures) or pictures.mean((1, 2, 3)))
+    for phase in ("generator", "discriminator"):
+        for _ in task.passes(phase, batch_of(1), Draws(0, 1)):  # the step before the decoder meets it
+            pass
+    assert len(seen) == 2
+    for pictures in seen:
+        levels = 127.5 * (pictures + 1)
+        torch.testing.assert_close(levels, levels.round(), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ALL)

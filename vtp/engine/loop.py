@@ -77,9 +77,10 @@ def fit(
     with stopping.noted() as request, compiled_code(compiled):
         for step, batch in zip(range(state.step, task.steps), watch.batches(batches(state.step, task.steps)), strict=True):
             batch = feed(batch)
-            if compiled and not state.flops:
+            known = state.flops > 0 and task.kind(step) == task.kind(step - 1)  # a checkpoint knows what its last step took
+            if compiled and not known:
                 state.flops = operations(task, batch, Draws(seed, step, device))
-            with contextlib.nullcontext() if state.flops else counted(state):
+            with contextlib.nullcontext() if compiled or known else counted(state):
                 recent.append((step, one(batch, step)))
             watch.step()
             state.step = step + 1
@@ -161,7 +162,7 @@ def stepper(
 
     def one(batch: Batch, step: int) -> dict[str, Tensor]:
         for phase in task.phases:
-            set_rate(state.optimizers[phase.name], phase.optimizer, step, task.steps)
+            set_rate(state.optimizers[phase.name], phase, step, task.steps)
         kind = task.kind(step)
         scalars = updates(batch, Draws(seed, step, device)) if replay is None or kind is None else replay(batch, step, kind)
         for pair in task.averages:

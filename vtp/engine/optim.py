@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtp.config import OptimizerParams
 from vtp.schedules import rate
 from vtp.tasks.base import Average, Phase, Task
 
@@ -53,10 +52,10 @@ def trained(phase: Phase) -> list[nn.Parameter]:
     return list(found.values())
 
 
-def set_rate(optimizer: torch.optim.Optimizer, options: OptimizerParams, step: int, steps: int) -> None:
+def set_rate(optimizer: torch.optim.Optimizer, phase: Phase, step: int, steps: int) -> None:
     """Give every group this step's learning rate, or 0 where its turn has not come."""
     for group in optimizer.param_groups:
-        value = rate(options, step, steps) if step >= group.get("from", 0) else 0.0
+        value = rate(phase.optimizer, step, steps, phase.start) if step >= group.get("from", 0) else 0.0
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(value)
         else:

@@ -130,7 +130,9 @@ def diff_augment(images: Tensor, uniforms: Tensor, enabled: Tensor) -> Tensor:
 
 
 def quantise(images: Tensor) -> Tensor:
-    """Clamp to [-1, 1] and round to the 8-bit grid, so that a decoded picture cannot be told by its fractions of a grey level.
+    """Clamp to [-1, 1] and round to the 8-bit grid, so that no picture can be told by its fractions of a grey level.
+
+    A resampled crop of a real one has fractions as a decoded one has; both are rounded.
 
     The loop it vectorises: for every number p: out[p] = round(127.5 (min(max(p, -1), 1) + 1)) / 127.5 - 1. It has no useful
     gradient and belongs to the discriminator's phase.

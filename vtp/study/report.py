@@ -18,8 +18,8 @@ CAPTIONS = {
     "probe": "Generation against understanding and against reconstruction, one mark a run.",
     "sizes": "Against the encoder's size, the share of the pictures that pre-training sees, and the decoder's size.",
     "convergence": "Against the length of the diffusion transformer's training.",
-    "sheet": "Originals, reconstructions and samples of each objective's longest run under the longest transformer that all have; "
-    "not picked by hand.",
+    "sheet": "Originals, reconstructions and samples of each objective's longest run under the longest transformer that all "
+    "have; not picked by hand.",
 }
 PLACED = (
     "objective", "pretrain_steps", "pretrain_flops", "encoder", "decoder", "data_fraction", "dit_steps", "seed", "dataset",

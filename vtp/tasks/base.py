@@ -54,12 +54,14 @@ class Phase:
     """One update within a step: the modules it trains and their optimizer. A GAN has two, everything else one.
 
     Attributes:
+        start: the step of its first update, from which the warm-up counts.
         late: modules, or parts of them, whose learning rate is 0 before step `late_from`.
     """
 
     name: str
     modules: tuple[nn.Module, ...]
     optimizer: OptimizerParams
+    start: int = field(default=0, kw_only=True)
     late: tuple[nn.Module, ...] = ()
     late_from: int = 0
 

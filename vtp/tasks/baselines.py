@@ -122,6 +122,8 @@ class PretrainAligned(Pretrain):
             at_weight = [a + b for a, b in zip(at_weight, found, strict=True)] if at_weight else found
             for name, term in terms.items():
                 scalars[name] = scalars.get(name, 0.0) + share * term.detach()
+            if len(pieces) > 1:  # the graph of one piece is gone before the next is encoded
+                del terms, term, features, latents
         weight = self.params.align.weight * adaptive_weight(at_weight[0], at_weight[1], self.params.align.adaptive_max, eps=EPS)
         weights = {name: self.params.weights[name] for name in REBUILT} | dict.fromkeys(ALIGNED, 1.0)
         for rows in pieces:
@@ -129,6 +131,7 @@ class PretrainAligned(Pretrain):
             if len(pieces) > 1:
                 terms = self._forward(view.of(rows), None if keep is None else keep[rows])[0]
             yield Backward({name: term * share * (weight if name in ALIGNED else 1) for name, term in terms.items()}, weights)
+            del terms
         yield Report(scalars | {"align_weight": weight})
 
     def _forward(self, pixels: Tensor, keep: Tensor | None) -> tuple[dict[str, Tensor], Tensor, Tensor]:

@@ -81,7 +81,7 @@ class FinetuneDecoder(Task):
         )
         phases = (
             Phase("generator", (self.decoder,), params.optimizer),
-            Phase("discriminator", (discriminator,), params.discriminator_optimizer),
+            Phase("discriminator", (discriminator,), params.discriminator_optimizer, start=params.discriminator_start),
         )
         averages = (Average(self.averaged, self.decoder, lambda step: min(params.ema, (1 + step) / (10 + step))),)
         frozen = (tokenizer, perceptual)
@@ -109,7 +109,7 @@ class FinetuneDecoder(Task):
         """
         adversarial = draws.step >= self.params.adversarial_start
         pieces = slices(len(pixels), self.microbatch)
-        outputs: list[Tensor] = []
+        latents: list[Tensor] = []
         grads: list[tuple[Tensor, Tensor | None]] = []
         at_weight: dict[str, Tensor] = {}
         scalars: dict[str, Tensor] = {}
@@ -119,39 +119,49 @@ class FinetuneDecoder(Task):
         noise = latent_noise(draws, self.batch, shape, self.params.latent_noise)
         for rows in pieces:
             share = (rows.stop - rows.start) / len(pixels)
+            latents.append(self._encode(pixels[rows], None if noise is None else noise[rows]))
             with torch.set_grad_enabled(len(pieces) == 1):
-                hidden, output = self._decode(pixels[rows], None if noise is None else noise[rows])
-            leaf = output.detach().requires_grad_()
-            terms = self._terms(leaf, pixels[rows], rows, draws, adversarial)
+                hidden = self.decoder.hidden(latents[-1])
+                output = self.decoder.last(hidden)
+            terms, found = self._pulls(output.detach(), pixels[rows], rows, share, draws)
             for name, term in terms.items():
-                scalars[name] = scalars.get(name, 0.0) + share * term.detach()
-            rebuilt = sum(self.params.weights[name] * terms[name] for name in ("l1", "lpips")) * share
-            found = {"reconstruction": torch.autograd.grad(rebuilt, leaf, retain_graph=adversarial)[0]}
+                scalars[name] = scalars.get(name, 0.0) + share * term
             if adversarial:
-                found["adversarial"] = torch.autograd.grad(terms["adversarial"] * share, leaf)[0]
                 for name, grad in found.items():
                     part = last_convolution_gradient(grad, hidden.detach(), kernel=self.decoder.last.kernel_size)
                     at_weight[name] = at_weight[name] + part if name in at_weight else part
             grads.append((found["reconstruction"], found.get("adversarial")))
-            outputs.append(output)
         if adversarial:
             weight = adaptive_weight(at_weight["reconstruction"], at_weight["adversarial"], self.params.adaptive_max)
             weight = weight * self.params.weights["adversarial"]
             scalars["adaptive_weight"] = weight
-        for rows, output, (rebuilt_grad, adversarial_grad) in zip(pieces, outputs, grads, strict=True):
+        for latent, (rebuilt_grad, adversarial_grad) in zip(latents, grads, strict=True):
             if len(pieces) > 1:
-                output = self._decode(pixels[rows], None if noise is None else noise[rows])[1]
+                output = self.decoder.last(self.decoder.hidden(latent))
             grad = rebuilt_grad if adversarial_grad is None else rebuilt_grad + weight * adversarial_grad
             yield Backward({"decoder": (output * grad).sum()}, {"decoder": 1.0})
         yield Report(scalars)
 
-    def _decode(self, pixels: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Input and output of the decoder's last layer for pictures that went through the frozen encoder, noise added there."""
-        with torch.no_grad():
-            latents = self.tokenizer.encode(pixels)
-            latents = latents if noise is None else latents + noise
-        hidden = self.decoder.hidden(latents)
-        return hidden, self.decoder.last(hidden)
+    @torch.no_grad()
+    def _encode(self, pixels: Tensor, noise: Tensor | None) -> Tensor:
+        """Latents of the frozen encoder, noise added."""
+        latents = self.tokenizer.encode(pixels)
+        return latents if noise is None else latents + noise
+
+    def _pulls(
+        self, output: Tensor, pixels: Tensor, rows: slice, share: float, draws: Draws
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The losses of some pictures and their share of the gradients at the last layer's output.
+
+        Neither holds a graph: the loss networks' activations are gone before the next pictures are decoded.
+        """
+        leaf, adversarial = output.requires_grad_(), draws.step >= self.params.adversarial_start
+        terms = self._terms(leaf, pixels, rows, draws, adversarial)
+        rebuilt = (self.params.weights["l1"] * terms["l1"] + self.params.weights["lpips"] * terms["lpips"]) * share
+        found = {"reconstruction": torch.autograd.grad(rebuilt, leaf, retain_graph=adversarial)[0]}
+        if adversarial:
+            found["adversarial"] = torch.autograd.grad(terms["adversarial"] * share, leaf)[0]
+        return {name: term.detach() for name, term in terms.items()}, found
 
     def _terms(self, output: Tensor, pixels: Tensor, rows: slice, draws: Draws, adversarial: bool) -> dict[str, Tensor]:
         decoded = self.decoder.arranged(output)
@@ -168,7 +178,7 @@ class FinetuneDecoder(Task):
         reals, fakes = [], []
         for rows, made in zip(slices(len(pixels), self.microbatch), self.made, strict=True):
             share = (rows.stop - rows.start) / len(pixels)
-            real = self.discriminator(self._augment(2 * pixels[rows] - 1, rows, draws, "augment_real"))
+            real = self.discriminator(self._augment(quantise(2 * pixels[rows] - 1), rows, draws, "augment_real"))
             fake = self.discriminator(self._augment(quantise(made), rows, draws, "augment_fake"))
             terms = {
                 "hinge": hinge_discriminator(real, fake) * share,
