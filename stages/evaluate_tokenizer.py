@@ -33,7 +33,7 @@ def main(params: Params) -> None:
                 found[name] = found.pop("distance")
                 values |= {f"{key}{suffix}": value for key, value in found.items()}
             track.final({key: value for key, value in values.items() if value is not None})
-            shown = data.validation.rows(torch.arange(16))["images"].to(device) / 255
+            shown = data.validation.rows(torch.arange(min(16, len(data.validation))))["images"].to(device) / 255
             rebuilt = [model.decode(model.encode(shown)).clamp(0, 1) for model in (before, after)]
         rows = zip(("originals", "before the GAN", "after the GAN"), (shown, *rebuilt), strict=True)
         about = {"evaluated": digest(ROOT / "data" / "finetune_decoder" / MANIFEST)}

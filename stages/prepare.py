@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from vtp.config import ROOT, Params
+from vtp.config import FEWEST_MEASURED, ROOT, Params
 from vtp.run import entry, open_run
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,12 @@ def main(params: Params) -> None:
             log.warning("the data has no captions: pretrain.objective=%s will not start; use ssl+ae", params.pretrain.objective)
         if not about["labelled"] and params.evaluate.features == "metric":
             log.warning("the data has no labels: no probes, and no Frechet distances unless evaluate.features=inception")
-        if (most := facts[params.evaluate.reference]["pictures"]) < params.sample.samples:
+        most = facts[params.evaluate.reference]["pictures"]
+        measured = about["labelled"] or params.evaluate.features == "inception"
+        for key, count in (("sample.samples", params.sample.samples), ("evaluate.reference", most)):
+            if measured and count < FEWEST_MEASURED:
+                log.warning("%s gives %d pictures, but distances are measured from %d on", key, count, FEWEST_MEASURED)
+        if most < params.sample.samples:
             log.warning("evaluate.reference=%s has %d pictures: take as many for sample.samples", params.evaluate.reference, most)
 
 

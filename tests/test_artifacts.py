@@ -92,6 +92,21 @@ def test_a_link_to_a_folder_is_replaced_and_what_it_led_to_stays(tmp_path):
 
 
 @pytest.mark.trap
+def test_a_file_takes_no_folder_away_and_a_folder_no_file(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").write_text("precious")
+    (tmp_path / "thesis").write_text("precious")
+    with (
+        pytest.raises(IsADirectoryError, match="a folder is where a file is to be written"),
+        artifacts.aside(tmp_path / "photos"),
+    ):
+        raise AssertionError("work was done before it was refused")
+    with pytest.raises(NotADirectoryError), artifacts.folder_aside(tmp_path / "thesis"):
+        raise AssertionError("work was done before it was refused")
+    assert (tmp_path / "photos" / "one.jpg").read_text() == (tmp_path / "thesis").read_text() == "precious"
+
+
+@pytest.mark.trap
 def test_a_name_never_comes_to_the_disk_before_its_content(tmp_path, settled):
     """Otherwise a power cut leaves an empty file of that name."""
     artifacts.save_json(tmp_path / "x.json", {"a": 1})

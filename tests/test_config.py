@@ -228,5 +228,28 @@ def test_a_table_in_the_place_of_a_value_is_named(tmp_path):
     file.write_text((ROOT / "params.yaml").read_text())
     with pytest.raises(ConfigError, match=r"seed is one value, not a table of x"):
         recipes.apply("demo", ("seed.x=1",), file)
-    with pytest.raises(ConfigError, match=r"value: \[0\.9 \.\.\. cannot be read as YAML"):
+    with pytest.raises(ConfigError, match=r"^sample\.guidance_interval=\[0\.9 cannot be read as YAML"):
         recipes.apply("demo", ("sample.guidance_interval=[0.9",), file)
+
+
+@pytest.mark.trap
+def test_a_file_that_is_no_yaml_is_named(tmp_path):
+    from vtp import recipes
+
+    file = tmp_path / "params.yaml"
+    for content, words in (("a: [", "params.yaml cannot be read as YAML"), (None, r"params\.yaml does not exist")):
+        file.unlink(missing_ok=True)
+        if content:
+            file.write_text(content)
+        for reader in (load, recipes.apply):
+            with pytest.raises(ConfigError, match=words):
+                reader("demo", file=file) if reader is recipes.apply else reader(file=file)
+
+
+@pytest.mark.parametrize("template", ["a {} {x}", "a {} {0}", "a {} {"])
+def test_a_template_has_one_brace(template):
+    from vtp.config_data import check_templates
+
+    with pytest.raises(ConfigError, match="another brace"):
+        check_templates("evaluate.templates", (template,))
+    check_templates("evaluate.templates", ("a {} in {{braces}}",))

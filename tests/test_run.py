@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -309,6 +310,35 @@ def test_a_full_disk_is_one_line(tmp_path):
     assert process.returncode == 1
     assert "No space left on device: '/somewhere/models.safetensors'. What was saved before is whole; mend this" in err
     assert "Traceback" not in err
+
+
+def test_a_loading_process_that_was_killed_is_one_line(monkeypatch, capsys, tmp_path):
+    def main(params):
+        raise RuntimeError("DataLoader worker (pid 11851) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(sys, "argv", ["stages/pretrain.py"])
+    monkeypatch.setattr(runs, "main_checkout", lambda: tmp_path)
+    monkeypatch.setattr(runs.stopping, "leave_at_once", lambda: None)
+    with pytest.raises(SystemExit):
+        runs.entry(main)
+    assert re.match(r"pretrain: a process that loads pictures was killed.*lower run\.workers", capsys.readouterr().err)
+
+
+def test_runs_of_other_parameters_write_their_outs_apart(project, monkeypatch):
+    monkeypatch.setattr(runs.Run, "check", lambda self: None)  # in a process each, both would find their own parameters
+    one, two = (runs.Run("train", load([f"seed={seed}"])) for seed in (1, 2))
+    for run in (one, two):
+        run.work.mkdir(parents=True)
+    (project / "data").mkdir(exist_ok=True)
+    (project / "data" / ".out.0123456789abcdef.new").mkdir()  # of a run that was killed
+    with runs.Lock(one.work / "lock").held(), one.out() as first:
+        (first / "one").write_text("1")
+        with runs.Lock(two.work / "lock").held(), two.out() as second:
+            (second / "two").write_text("2")
+        assert [path.name for path in (project / "data" / "out").iterdir() if path.name != "manifest.json"] == ["two"]
+        assert (first / "one").exists()
+    assert not list((project / "data").glob(".out*"))
+    assert (project / "data" / "out" / "one").exists()
 
 
 def test_a_training_that_diverged_has_an_exit_status_of_its_own(monkeypatch, capsys, tmp_path):

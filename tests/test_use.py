@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +68,21 @@ def test_reconstruct_writes_a_sheet_and_the_psnr_of_each(vtp, project):
     assert said.count(" dB") == 2
     with Image.open(project / "a.png") as sheet:
         assert sheet.width > 64
+
+
+@pytest.mark.parametrize("command", ["reconstruct wide.png", "generate", "export-dit"])
+def test_a_folder_is_never_taken_for_a_file_to_write(vtp, project, command):
+    assert "is a directory" in vtp(*command.split(), "--out", str(project / "data"))
+    assert (project / "data" / "finetune_decoder" / "config.json").is_file()
+
+
+def test_where_nothing_can_be_written_is_one_line(vtp, project, monkeypatch, capsys):
+    (project / "note").write_text("x")
+    tokenizer = ["--tokenizer", str(project / "data" / "finetune_decoder")]
+    monkeypatch.setattr(sys, "argv", ["vtp", "reconstruct", "wide.png", *tokenizer, "--out", "note/a.png"])
+    with pytest.raises(SystemExit) as caught:
+        program.command()
+    assert re.fullmatch(r"vtp: note(/a\.png)?: (Not a directory|File exists); nothing was written there\.", str(caught.value))
 
 
 def test_psnr_is_that_of_the_decoded_picture(project):

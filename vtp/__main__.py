@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vtp.artifacts import load_json
+from vtp.artifacts import load_json, meant
 from vtp.config import ROOT, ConfigError, load
 from vtp.study.commands import study
 
@@ -88,7 +88,7 @@ FOLDER = click.option(
     help="Folder in the published layout, or diffusers' of an AutoencoderKL.",
 )
 HUB = click.option("--hub", is_flag=True, help="It is a name on the Hugging Face Hub, org/name; fetched if it is not there yet.")
-OUT = click.option("--out", type=click.Path(path_type=Path), help="PNG to write.")
+OUT = click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="PNG to write.")
 
 
 @main.command()
@@ -188,7 +188,7 @@ def _classes(why: str) -> list[ClassInfo]:
 
 
 @main.command(name="export-tokenizer")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write.")
 def export_tokenizer(out: Path) -> None:
     """Write the tokenizer trained here as a folder to give away: the published layout, and a card of what was measured."""
     from vtp import use
@@ -233,7 +233,7 @@ def import_dit(checkpoint: Path, out: Path, statistics: Path | None, heads: int 
 
 @main.command(name="export-dit")
 @click.argument("folder", type=click.Path(path_type=Path), default=ROOT / "data" / "train_dit")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Checkpoint (.pt) to write.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Checkpoint (.pt) to write.")
 def export_dit(folder: Path, out: Path) -> None:
     """Write a diffusion transformer as a checkpoint that LightningDiT's scripts load, and say how to build it there."""
     from vtp.models.dit import DiT
@@ -250,6 +250,10 @@ def command() -> None:
         main()
     except ValueError as error:
         sys.exit(f"vtp: {error}")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(f"vtp: {meant(error.filename)}: {error.strerror}; nothing was written there.")
 
 
 if __name__ == "__main__":

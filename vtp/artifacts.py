@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -30,17 +31,50 @@ def digest(path: Path) -> str:
 
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of `path` that takes its place when the block ends well; a reader never sees half a file."""
+    """A temporary neighbour of `path` that takes its place when the block ends well; a reader never sees half a file.
+
+    Raises:
+        IsADirectoryError: a folder is there, which a file must not take away.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a folder is where a file is to be written", str(path))
+    with _aside(path) as temporary:
+        yield temporary
+
+
+@contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """`aside` for a folder, which is created empty; one that was there goes when the block has ended well.
+
+    Raises:
+        NotADirectoryError: a file is there.
+    """
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "a file is where a folder is to be written", str(path))
+    with _aside(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+        if path.is_dir():
+            remove(path)
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove(temporary)  # a process of the same number may have been killed here: in a container all have the same few
     try:
         yield temporary
-        if path.is_dir():
-            remove(path)
         os.replace(temporary, path)
     finally:
         remove(temporary)
+
+
+def meant(path: str | Path) -> Path:
+    """The file or folder that `path` was to become, if it is such a temporary neighbour; otherwise itself."""
+    own = Path(path)
+    found = re.fullmatch(rf"\.(.+)\.{os.getpid()}", own.name)
+    return own.with_name(found[1]) if found else own
 
 
 def remove(path: Path) -> None:
@@ -49,14 +83,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def folder_aside(path: Path) -> Iterator[Path]:
-    """`aside` for a folder, which is created empty."""
-    with aside(path) as temporary:
-        temporary.mkdir()
-        yield temporary
 
 
 def settle(path: Path) -> None:
@@ -111,14 +137,22 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], note: tuple[str, str
     metadata = None if note is None else dict([note])
     ready = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     with aside(path) as temporary:
-        try:
+        with numbered(path):
             safetensors.torch.save_file(ready, temporary, metadata)
-        except safetensors.SafetensorError as error:
-            # The library hides the system's error number in its text.
-            if number := re.search(r"os error (\d+)", str(error)):
-                raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
-            raise
         temporary.chmod(0o644)  # the library writes for the owner alone
+
+
+@contextmanager
+def numbered(path: Path) -> Iterator[None]:
+    """Turn what safetensors says of a file it cannot write into the system's own error, whose number it hides in its text."""
+    import safetensors
+
+    try:
+        yield
+    except safetensors.SafetensorError as error:
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+        raise
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

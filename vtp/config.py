@@ -19,6 +19,8 @@ from vtp.origins import check_baselines, check_network, check_origins, check_pat
 from vtp.typed import ConfigError, Count, Interval, Positive, Range, Rate, Weight, Whole, build, unknown
 
 ROOT = Path(__file__).resolve().parents[1]
+FEWEST_MEASURED = 1000
+"""Pictures of a set whose distance is measured: below, the estimators say more about the sample than about the model."""
 """The checkout this code was imported from."""
 
 
@@ -337,9 +339,7 @@ def load(overrides: list[str] | None = None, file: Path = ROOT / "params.yaml") 
     Raises:
         ConfigError: with one line that names the key and the remedy.
     """
-    if not file.exists():
-        raise ConfigError(f"{file} does not exist; `git checkout params.yaml` brings the default back.")
-    text = file.read_text()
+    text = text_of(file)
     if "${" in text:
         raise ConfigError(f"{file.name} holds an interpolation (${{...}}), which DVC cannot follow; write the value out.")
     return _composed(file, text, tuple(overrides or ()))
@@ -352,13 +352,36 @@ def _composed(file: Path, text: str, overrides: tuple[str, ...]) -> Params:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     try:
         with initialize_config_dir(str(file.parent), version_base="1.3"):
             raw = OmegaConf.to_container(compose(file.stem, overrides=list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise _refused(error, file) from None
+    except YAMLError as error:
+        raise no_yaml(file.name, error) from None
     return parse(raw)
+
+
+def text_of(file: Path) -> str:
+    """What a file of parameters holds.
+
+    Raises:
+        ConfigError: there is none, or it is no text.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        back = "; `git checkout params.yaml` brings the default back" if file == ROOT / "params.yaml" else ""
+        raise ConfigError(f"{file} does not exist{back}.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file} is no text, let alone YAML.") from None
+
+
+def no_yaml(origin: str, error: Exception) -> ConfigError:
+    """What a reader of YAML says in a paragraph, in a line that names where it was read."""
+    return ConfigError(f"{origin} cannot be read as YAML: {' '.join(str(error).split())}")
 
 
 def _refused(error: Exception, file: Path) -> ConfigError:

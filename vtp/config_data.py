@@ -92,3 +92,7 @@ def check_templates(key: str, templates: tuple[str, ...]) -> None:
     for template in templates:
         if template != "imagenet" and template.count("{}") != 1:
             raise ConfigError(f"{key}: {template!r} must hold {{}} once, where the class name goes; or be the word imagenet.")
+        try:
+            template.format("x")
+        except (KeyError, IndexError, ValueError):
+            raise ConfigError(f"{key}: {template!r} has another brace than those of {{}}; write {{{{ or }}}} for one.") from None

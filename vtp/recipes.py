@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vtp.artifacts import aside
-from vtp.config import ROOT, parse
+from vtp.config import ROOT, no_yaml, parse, text_of
 from vtp.typed import ConfigError, unknown
 
 FOLDER = ROOT / "recipes"
@@ -27,12 +27,16 @@ def apply(name: str, overrides: tuple[str, ...] = (), file: Path = ROOT / "param
         ConfigError: no such recipe, a key that params.yaml does not have, or values that do not pass the schema.
     """
     from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     yaml = YAML()
     yaml.width = 200  # a line that fits as we wrote it stays one
     yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
     yaml.preserve_quotes = True
-    tree = yaml.load(file.read_text())
+    try:
+        tree = yaml.load(text_of(file))
+    except YAMLError as error:
+        raise no_yaml(file.name, error) from None
     changed = [key for values in chain(name) for key in put(values, tree, f"recipe {name}")]
     changed += [key for override in overrides for key in put(parsed(override), tree, override)]
     try:
@@ -73,16 +77,16 @@ def chain(name: str) -> list[dict[str, Any]]:
     file = FOLDER / f"{name}.yaml"
     if not file.exists():
         raise ConfigError(f"there is no recipe {name}; recipes are {', '.join(names())}.")
-    values = read_yaml(file.read_text())
+    values = read_yaml(text_of(file), str(file))
     base = values.pop("based_on", None)
     return [*(chain(base) if base else []), values]
 
 
-def read_yaml(text: str) -> Any:
+def read_yaml(text: str, origin: str) -> Any:
     """The table in `text`, read as params.yaml is: 1e-4 is a number, which PyYAML alone takes for a text.
 
     Raises:
-        ConfigError: it is no YAML.
+        ConfigError: it is no YAML; the message names `origin`.
     """
     from omegaconf import OmegaConf
     from yaml import YAMLError
@@ -90,7 +94,7 @@ def read_yaml(text: str) -> Any:
     try:
         return OmegaConf.to_container(OmegaConf.create(text))
     except YAMLError as error:
-        raise ConfigError(f"{text.splitlines()[0]} ... cannot be read as YAML: {' '.join(str(error).split())}") from None
+        raise no_yaml(origin, error) from None
 
 
 def parsed(override: str) -> dict[str, Any]:
@@ -102,7 +106,7 @@ def parsed(override: str) -> dict[str, Any]:
     key, separator, value = override.partition("=")
     if not separator:
         raise ConfigError(f"{override} is not of the form key=value.")
-    return nested(key, read_yaml(f"value: {value}")["value"])
+    return nested(key, read_yaml(f"value: {value}", override)["value"])
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 INGREDIENTS, FINISHED, SUPERSEDED, ADOPTED = "ingredients.json", "finished.json", "superseded.json", "adopted.json"
 """In a run's folder: what it was made from; that its outs are written; the run that replaces it; the run it went on from."""
+MACHINE = "machine.json"
+"""There as well: the conditions under which it began."""
 
 
 class Run:
@@ -63,10 +65,12 @@ class Run:
         from vtp import dist
 
         target = ROOT / self.stage.outs[0]
-        folder = target.with_name(f".{target.name}.new")
+        folder = target.with_name(f".{target.name}.{self.key}.new")  # another run has another: both may be at work
         if dist.is_main():
             self.check()
-            shutil.rmtree(folder, ignore_errors=True)
+            for old in target.parent.glob(f".{target.name}.*.new"):
+                if old == folder or Lock(self.work.parent / old.name.split(".")[-2] / "lock").free():
+                    remove(old)
             folder.mkdir(parents=True)
         dist.barrier()
         yield folder
@@ -111,7 +115,7 @@ class Run:
         others = self._unfinished_others()
         if how.fresh:
             log.info("run.fresh=true: %s starts afresh", self.stage.name)
-            for name in ("checkpoints", FINISHED, ADOPTED):
+            for name in ("checkpoints", FINISHED, ADOPTED, MACHINE):
                 remove(self.work / name)
         elif how.adopt and how.adopt != self.key and not self._started():
             self._adopt(how.adopt)
@@ -237,6 +241,12 @@ def entry(main: Callable[[Params], None]) -> None:
             raise
         _end(stage, f"{error}. What was saved before is whole; mend this, and the same command goes on from it.")
     except RuntimeError as error:
+        if str(error).startswith("DataLoader worker"):
+            _end(
+                stage,
+                "a process that loads pictures was killed, most likely because memory ran out; lower run.workers, and the same "
+                "command goes on from what is saved.",
+            )
         if type(error).__name__ != "OutOfMemoryError" or params is None:
             raise
         _end(stage, f"{str(error).split('. ')[0]}. {_smaller(stage, params)}")

@@ -106,7 +106,7 @@ def _table(schema: Any, value: Any, key: str) -> Any:
             raise unknown(_join(key, str(name)), kinds)
     for name in kinds:
         if name not in value:
-            raise ConfigError(f"{_join(key, name)} is missing; every parameter is written out in params.yaml.")
+            raise ConfigError(f"{_join(key, name)} is missing; nothing has a default here.")
     return schema(**{name: build(kind, value[name], _join(key, name)) for name, kind in kinds.items()})
 
 

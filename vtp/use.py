@@ -143,7 +143,7 @@ def class_number(label: str, classes: Sequence[ClassInfo]) -> int:
     names = [entry.name for entry in classes]
     if label in names:
         return names.index(label)
-    if label.isdigit() and int(label) < len(names):
+    if label.isdecimal() and int(label) < len(names):
         return int(label)
     near = difflib.get_close_matches(label, names, n=5, cutoff=0.3) or names[:5]
     raise ValueError(f"there is no class {label!r} among {len(names)}; near are {', '.join(near)}.")

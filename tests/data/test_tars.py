@@ -108,6 +108,14 @@ def test_a_member_of_less_than_nothing_ends_the_tar(size: bytes) -> None:
         read(bytes(header) + b"\0" * 4096)
 
 
+def test_a_member_beyond_all_files_ends_the_tar() -> None:
+    header = bytearray(written(tarfile.GNU_FORMAT)[:512])
+    header[124:136], header[148:156] = b"\x80" + b"\x7f".rjust(4, b"\0") + b"\xff" * 7, b" " * 8  # about 2 to the 63
+    header[148:156] = b"%06o\0 " % sum(header)
+    with pytest.raises(BrokenTar, match="broken"):
+        list(tars.members(io.BytesIO(bytes(header) + b"\0" * 4096)))
+
+
 @pytest.mark.parametrize("name", ["../a.jpg", "/etc/a.jpg", "b/../../a.jpg", "..", "a/.."])
 def test_names_that_lead_out_are_told(name: str) -> None:
     assert tars.leads_out(name)

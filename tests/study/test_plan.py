@@ -123,6 +123,18 @@ def test_what_cannot_be_is_refused_at_once(tmp_path, changes, words):
         planned(tmp_path, **changes)
 
 
+def test_what_is_no_plan_is_named(tmp_path):
+    for content, words in (
+        (b"\x89PNG", "is no text"),
+        (b"grid: [1", "cannot be read as YAML"),
+        (b"grid: {}\nset: 3", "set must be"),
+    ):
+        file = tmp_path / "plan.yaml"
+        file.write_bytes(content)
+        with pytest.raises(ConfigError, match=f"plan.yaml.*{words}"):
+            plan.read(file)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.yaml does not exist"):
         plan.read(tmp_path / "none.yaml")

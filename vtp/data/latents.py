@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from vtp import dist, seeding
-from vtp.artifacts import aside, load_pickled, load_tensors, save_tensors
+from vtp.artifacts import aside, load_pickled, load_tensors, numbered, save_tensors
 from vtp.data.order import Order
 
 log = logging.getLogger(__name__)
@@ -210,8 +210,10 @@ class LatentWriter:
     def _cut(self) -> None:
         tensors = {key: buffer[: self._filled] for key, buffer in self._buffers.items()}
         about = {"total_size": str(self._filled), "dtype": str(torch.float32), "device": "cpu"}
-        with aside(self.folder / f"latents_rank{dist.rank():02d}_shard{self._shards:03d}.safetensors") as temporary:
-            safetensors.torch.save_file(tensors, temporary, about)
+        file = self.folder / f"latents_rank{dist.rank():02d}_shard{self._shards:03d}.safetensors"
+        with aside(file) as temporary:
+            with numbered(file):
+                safetensors.torch.save_file(tensors, temporary, about)
             _sort_header(temporary)
         self._filled, self._shards = 0, self._shards + 1
 

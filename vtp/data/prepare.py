@@ -80,7 +80,7 @@ def prepare_source(folder: Path, source: Source, data: DataParams, how: How) -> 
                 "store_size": _store_size(work, training),
                 "context_length": data.context_length,
                 "num_classes": len(classes),
-                "labelled": bool(source.classes),
+                "labelled": len(source.classes) > 1,  # a single class says nothing of a picture
                 "captioned": work.captioned,
             },
         )
@@ -134,6 +134,8 @@ def _parts(work: Work, split: str, what: str) -> Iterator[Path]:
 def _refuse_if_bad(work: Work, split: str) -> None:
     tally = Tally.total(_parts(work, split, "tally.npz"))
     total, bad = int(tally.rows[0]), int(tally.broken[0])
+    if not total:
+        raise ValueError(f"{work.data.path} has no {split} rows.")
     if bad > work.data.max_bad_fraction * total or bad == total:
         rows = [row for path in _parts(work, split, "bad.json") for row in load_json(path)]
         counts = ", ".join(f"{reason}: {count}" for reason, count in _reasons(rows).items())

@@ -40,7 +40,10 @@ def members(file: BinaryIO) -> Iterator[Member]:
     """
     position = 0
     while True:
-        file.seek(position)
+        try:
+            file.seek(position)
+        except OverflowError:
+            raise BrokenTar(f"the tar is broken: a member is said to end at byte {position}") from None
         head = file.read(BLOCK)
         if len(head) < BLOCK:
             raise BrokenTar(f"the tar is cut: it ends at byte {position + len(head)} without an end mark")
@@ -100,7 +103,7 @@ def _unusual(file: BinaryIO, position: int) -> tuple[Member, int]:
     file.seek(position)
     try:
         tar = tarfile.TarFile(fileobj=file)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, OverflowError) as error:
         raise BrokenTar(f"the tar is broken at byte {position} ({error})") from None
     first = tar.firstmember  # type: ignore[attr-defined]  # what the constructor has read
     if first is None or first.size < 0 or tar.offset <= position:

@@ -78,6 +78,9 @@ class Checkpoints:
         """Write the state of rank 0; all ranks hold the same."""
         if dist.is_main():
             own = self.folder / f"step-{state.step:08d}"
+            # A process killed while it wrote leaves a hidden folder, as large as a checkpoint; nobody else writes here.
+            for old in self.folder.glob(".step-*"):
+                artifacts.remove(old)
             with artifacts.folder_aside(own) as temporary:
                 artifacts.save_tensors(temporary / "models.safetensors", state.models.state_dict())
                 artifacts.save_tensors(temporary / "optimizers.safetensors", _flatten(state))
@@ -88,8 +91,7 @@ class Checkpoints:
             if self.prefix is not None and state.step == self.prefix.end:
                 with Lock(self.prefix.folder / "lock").held():
                     _copy(own, self.prefix.folder)
-            # A process killed while it wrote leaves a hidden folder, as large as a checkpoint; nobody else writes here.
-            for old in [*_steps(self.folder)[: -self.keep], *self.folder.glob(".step-*")]:
+            for old in _steps(self.folder)[: -self.keep]:
                 shutil.rmtree(old)
         dist.barrier()
 

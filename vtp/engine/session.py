@@ -13,7 +13,7 @@ from vtp.config import RunParams
 from vtp.engine.checkpoint import Checkpoints, Prefix, State
 from vtp.engine.loop import Batches, fit
 from vtp.engine.watch import Watch
-from vtp.run import Run
+from vtp.run import MACHINE, Run
 from vtp.tasks.base import Task
 from vtp.tracking import Track
 
@@ -127,7 +127,7 @@ def _machine(device: torch.device, how: RunParams) -> Machine:
 
 def _compare_machines(run: Run, here: Machine) -> None:
     """Write down the conditions of a training; say so where they change in the middle of one."""
-    noted = run.work / "machine.json"
+    noted = run.work / MACHINE
     before = artifacts.load_json(noted) if noted.exists() else here
     odd = [f"{name} {before.get(name)} -> {value}" for name, value in here.items() if before.get(name) != value]
     if odd:

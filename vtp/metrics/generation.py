@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from vtp import seeding
+from vtp.config import FEWEST_MEASURED
 from vtp.models.frozen import inception_file
-
-LEAST = 1000
-"""Fewest pictures of a set: below, the estimators say more about the sample than about the model."""
 
 Describe = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Pictures uint8 (B, 3, H, W) -> features (B, F) and logits (B, K)."""
@@ -87,8 +85,8 @@ def frechet(first: Tensor, second: Tensor) -> float:
 
 def _check(samples: Described, reference: Described) -> None:
     for name, pictures in (("samples", samples), ("reference", reference)):
-        if (count := len(pictures.features)) < LEAST:
-            raise ValueError(f"{name} holds {count} pictures; it must hold at least {LEAST} to be measured.")
+        if (count := len(pictures.features)) < FEWEST_MEASURED:
+            raise ValueError(f"{name} holds {count} pictures; it must hold at least {FEWEST_MEASURED} to be measured.")
     if len(samples.features) != len(reference.features):
         raise ValueError(
             f"{len(samples.features)} samples against {len(reference.features)} reference pictures; take equally many of both."

@@ -16,11 +16,11 @@ def study() -> None:
     """Run a grid of variants, and draw figures from what they reached."""
 
 
-PLAN = click.argument("file", type=click.Path(path_type=Path))
+PLAN = click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 VALUES = click.argument("overrides", nargs=-1)
 FOUND = click.option(
     "--records",
-    type=click.Path(path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     default=ROOT / "docs" / "study",
     show_default="docs/study",
     help="Folder of records.",

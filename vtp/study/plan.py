@@ -97,11 +97,13 @@ def read(file: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) ->
     """
     if not file.exists():
         raise ConfigError(f"{file} does not exist; a study is a YAML file, see studies/.")
-    plan = recipes.read_yaml(file.read_text())
+    plan = recipes.read_yaml(recipes.text_of(file), str(file))
     if not isinstance(plan, dict) or "grid" not in plan:
         raise ConfigError(f"{file} has no grid, a table of what is varied.")
     if unknown := sorted(set(plan) - set(KEYS)):
         raise ConfigError(f"{file}: a study has the keys {', '.join(KEYS)}; look at {', '.join(unknown)}.")
+    if not isinstance(plan.get("set") or {}, dict):
+        raise ConfigError(f"{file}: set must be a table of parameters and their values.")
     base = _base(file, plan, overrides)
     products = plan["grid"] if isinstance(plan["grid"], list) else [plan["grid"]]
     named, trained = plan.get("teacher"), None

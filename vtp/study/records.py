@@ -123,4 +123,6 @@ class Records:
         try:
             return build(Record, load_json(file))
         except ConfigError as error:
-            raise ConfigError(f"{file} is no record of a study: {error}") from None
+            raise ConfigError(
+                f"{file} is no record of a study: {error} Delete it, and `python -m vtp study run` makes it anew."
+            ) from None

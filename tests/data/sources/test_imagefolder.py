@@ -52,6 +52,14 @@ def test_class_folders_are_classes_in_the_order_of_their_names(folder: Path) -> 
     assert sorted(row.label for row in rows_of(found, "validation") if row.label is not None) == [0, 0, 1, 1, 2, 2]
 
 
+def test_a_text_that_belongs_to_no_picture_is_no_caption(folder: Path) -> None:
+    (folder / "train" / "README.txt").write_text("Photographs of animals.")
+    (folder / "train" / "dog" / "dog_boxes.txt").write_text("0 0 64 64")
+    assert not source(folder).captioned
+    (folder / "train" / "dog" / "0.txt").write_text("a dog")
+    assert source(folder).captioned
+
+
 def test_a_part_is_no_run_of_one_class_and_the_same_at_every_call(tmp_path: Path) -> None:
     fill(tmp_path, *(f"train/{name}/{i}.png" for name in "ab" for i in range(30)), "val/a/0.png")
     found, again = source(tmp_path), source(tmp_path)

@@ -186,3 +186,26 @@ def test_files_that_do_not_fit_say_which_key_to_change(folder: Path) -> None:
     (folder / "val-00000.parquet").unlink()
     with pytest.raises(ValueError, match=r"holds no val-\*.parquet or validation-\*.parquet"):
         open_source(replace(DATA, path=str(folder)), seed=0)
+
+
+@pytest.mark.parametrize("kinds", [(pa.uint8(), pa.uint8()), (pa.uint64(), pa.uint64()), (pa.int32(), pa.int64())])
+def test_labels_are_whole_numbers_of_any_width_and_keys_may_be(tmp_path: Path, kinds: Sequence[pa.DataType]) -> None:
+    for number, kind in enumerate(kinds):
+        first = 10 * number
+        table = {
+            "key": pa.array(range(first, first + 6)),
+            "image": pa.array([b"x"] * 6),
+            "label": pa.array([0, 0, 1, 1, 0, None], kind),
+        }
+        pq.write_table(pa.table(table), tmp_path / f"train-{number}.parquet")
+    found = source(tmp_path, parquet=columns(caption=None, class_name=None), validation_samples=2)
+    assert [entry.name for entry in found.classes] == ["class 0", "class 1"]
+    rows = {row.key: row.label for split in ("train", "validation") for row in rows_of(found, split)}
+    assert (rows["2"], rows["13"], rows["5"]) == (1, 1, None)
+
+
+def test_keys_of_another_kind_are_refused(tmp_path: Path) -> None:
+    table = {"key": pa.array([0.5, 1.5]), "image": pa.array([b"x"] * 2), "label": pa.array([0, 0])}
+    pq.write_table(pa.table(table), tmp_path / "train-0.parquet")
+    with pytest.raises(ValueError, match=r"the column key of .* must hold text or whole numbers, but is double"):
+        source(tmp_path, parquet=columns(caption=None, class_name=None), validation_samples=1)

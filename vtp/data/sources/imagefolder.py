@@ -66,7 +66,8 @@ class ImageFolder(Numbered):
         for split, found in names.items():
             if not any(_is_picture(name) for name in found):
                 raise ValueError(f"{self.roots[split]} holds no pictures ({', '.join(sorted(SUFFIXES))}).")
-        self.captioned = any(Path(name).suffix.lower() == CAPTION for name in names["train"])
+        texts = {str(Path(name).with_suffix("")) for name in names["train"] if Path(name).suffix.lower() == CAPTION}
+        self.captioned = bool(texts) and any(_is_picture(n) and str(Path(n).with_suffix("")) in texts for n in names["train"])
         folders = sorted({name.split("/")[0] for name in names["train"] if "/" in name})
         if folders and any("/" not in name and _is_picture(name) for name in names["train"]):
             raise ValueError(f"{self.roots['train']} holds pictures beside the class folder {folders[0]}; have one or the other.")

@@ -129,7 +129,8 @@ class Parquet(Numbered):
             return nothing if name is None or name not in table.column_names else table[name].to_pylist()
 
         c = self.columns
-        keys = column("key") if "key" in table.column_names else [key_of(f"{path.stem}_{number:07d}") for number in numbers]
+        named = [None if key is None else str(key) for key in column("key")]
+        keys = named if "key" in table.column_names else [key_of(f"{path.stem}_{number:07d}") for number in numbers]
         parts = [column(name) for name in (c.image, c.caption, c.label, c.class_name)]
         for key, image, caption, label, class_name in zip(keys, *parts, strict=True):
             data = image["bytes"] if isinstance(image, dict) else image
@@ -155,6 +156,8 @@ class Parquet(Numbered):
         }
         with _told(file):
             schema = pq.read_schema(file)
+        if "key" in schema.names and not (is_text(kind := schema.field("key").type) or pa.types.is_integer(kind)):
+            raise ValueError(f"the column key of {file} must hold text or whole numbers, but is {kind}; give it another name.")
         for key, (test, kind) in kinds.items():
             name = getattr(self.columns, key)
             if name is None:
@@ -167,11 +170,12 @@ class Parquet(Numbered):
 
     def _labels(self, split: str) -> np.ndarray:
         """Labels of all rows of a split, -1 where there is none."""
+        import pyarrow as pa
 
         if self.columns.label is None:
             return np.full(self.first[split][-1], -1)
         tables = [_columns(file, [self.columns.label]) for file in self.files[split]]
-        return np.concatenate([table[0].fill_null(-1).to_numpy().astype(np.int64) for table in tables])
+        return np.concatenate([table[0].cast(pa.int64(), safe=False).fill_null(-1).to_numpy() for table in tables])
 
     def _find_classes(self) -> list[ClassInfo]:
         if self.class_names is not None:
@@ -194,7 +198,7 @@ class Parquet(Numbered):
         import pyarrow as pa
 
         names = [name for name in (self.columns.label, self.columns.class_name) if name is not None]
-        table = pa.concat_tables([_columns(file, names) for file in self.files["train"]])
+        table = pa.concat_tables([_columns(file, names) for file in self.files["train"]], promote_options="permissive")
         counts: dict[int, dict[str, int]] = {}
         for row in table.group_by(names).aggregate([([], "count_all")]).to_pylist():
             label = row[names[0]]
