@@ -114,13 +114,14 @@ def test_the_step_of_all_ranks_is_told_from_the_rows_of_one(monkeypatch):
     assert operations(build("pretrain"), half, Draws(0, 0)) == expected
 
 
-def test_a_compiled_training_tells_its_operations_before_its_first_step(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["dit", "decoder"])
+def test_a_compiled_training_tells_its_operations_before_its_first_step(kind, tmp_path, monkeypatch):
     from vtp.engine import loop
 
-    monkeypatch.setattr(loop, "compile_blocks", lambda models: None)
+    monkeypatch.setattr(loop, "compile_blocks", lambda *models: None)
     monkeypatch.setattr(loop, "compiled_code", lambda on: contextlib.nullcontext())
     end = fit(
-        build("dit"),
+        build(kind, *(["finetune_decoder.steps=4"] if kind == "decoder" else [])),
         batches,
         seed=0,
         device=torch.device("cpu"),
@@ -133,4 +134,4 @@ def test_a_compiled_training_tells_its_operations_before_its_first_step(tmp_path
         watch=Watch(torch.device("cpu"), 8, profile=None, folder=tmp_path),
         replayed=False,
     )
-    assert end.flops == step_of("dit", None)
+    assert end.flops == step_of(kind, None, step=3)

@@ -72,16 +72,20 @@ def fit(
         compile_blocks(task.models, *task.frozen)
     one = stepper(task, state, seed, device, replayed=replayed, mark=watch.mark)
     feed = Feed(device)
+    ahead = {task.kind(step): step for step in reversed(range(state.step, task.steps))}
+    costs = {task.kind(state.step - 1): state.flops} if state.flops else {}
     recent: list[tuple[int, dict[str, Tensor]]] = []
     bar = track.bar(task.steps, state.step)
     with stopping.noted() as request, compiled_code(compiled):
         for step, batch in zip(range(state.step, task.steps), watch.batches(batches(state.step, task.steps)), strict=True):
             batch = feed(batch)
-            known = state.flops > 0 and task.kind(step) == task.kind(step - 1)  # a checkpoint knows what its last step took
-            if compiled and not known:
-                state.flops = operations(task, batch, Draws(seed, step, device))
-            with contextlib.nullcontext() if compiled or known else counted(state):
+            kind = task.kind(step)
+            if compiled:  # all kinds before the first step: later, gradients are on in one phase only
+                for other in ahead.keys() - costs.keys():
+                    costs[other] = operations(task, batch, Draws(seed, ahead[other], device))
+            with contextlib.nullcontext() if kind in costs else counted(state):
                 recent.append((step, one(batch, step)))
+            state.flops = costs.setdefault(kind, state.flops)
             watch.step()
             state.step = step + 1
             stop, last = dist.any_rank(request.made), state.step == task.steps

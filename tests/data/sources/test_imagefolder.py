@@ -11,6 +11,7 @@ import pytest
 from scipy.io import savemat
 
 from tests.data.stub import DATA, ONE, pixels, png
+from vtp.artifacts import read_manifest
 from vtp.data import captions, contract
 from vtp.data.prepare import prepare, quarantined
 from vtp.data.sources.base import Row, key_of
@@ -100,6 +101,14 @@ def test_a_folder_without_classes_has_no_labels_and_validation_is_held_out(tmp_p
     fill(tmp_path, "cat/1.jpg")
     with pytest.raises(ValueError, match="holds pictures beside the class folder cat"):
         source(tmp_path, validation_samples=2)
+
+
+def test_a_single_class_counts_as_no_label(tmp_path: Path) -> None:
+    """Its probe and zero-shot accuracy would be 1, and a metric network would learn nothing."""
+    fill(tmp_path, *(f"train/dog/{i}.jpg" for i in range(6)), *(f"val/dog/{i}.jpg" for i in range(2)))
+    prepare(tmp_path / "p", replace(DATA, source="imagefolder", path=str(tmp_path)), 0, ONE)
+    about = read_manifest(tmp_path / "p")
+    assert (about["labelled"], about["num_classes"]) == (False, 1)
 
 
 def test_a_validation_class_that_training_lacks_is_put_aside(folder: Path) -> None:
