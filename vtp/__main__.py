@@ -253,7 +253,7 @@ def command() -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        sys.exit(f"vtp: {meant(error.filename)}: {error.strerror}; nothing was written there.")
+        sys.exit(f"vtp: {meant(error.filename)}: {error.strerror}; mend this, or name another place.")
 
 
 if __name__ == "__main__":
